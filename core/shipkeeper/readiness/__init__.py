@@ -1,0 +1,1 @@
+"""Readiness: the checks behind an application's scorecard."""

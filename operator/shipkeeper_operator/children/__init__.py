@@ -1,0 +1,1 @@
+"""Builders of child objects. No I/O."""

@@ -1,0 +1,1 @@
+"""One module per resource: pure functions from (resource, observed) to (desired children, status). No I/O."""
