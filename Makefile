@@ -54,9 +54,11 @@ type: venv ## Static types, strict.
 
 crds: venv ## Generate crds/ and docs/reference/ from the models.
 	$(BIN)/python -m shipkeeper.resources.crd write
+	hack/sync-chart write
 
 verify: venv ## Fail where a generated file is stale.
 	$(BIN)/python -m shipkeeper.resources.crd check
+	hack/sync-chart check
 
 test-unit: venv ## Tests without any server.
 	$(BIN)/python -m pytest tests/unit
