@@ -155,7 +155,7 @@ class CircuitBreaker(ResourceModel):
     )
 
     override: Literal["Auto", "ForcedOpen", "Disabled", "MetricsOnly"] = "Auto"
-    """Auto: as declared. ForcedOpen: no call passes. Disabled: no effect. MetricsOnly: state is kept, all calls pass."""
+    """Auto: as declared. ForcedOpen: no call passes. Disabled: no effect. MetricsOnly: state is kept, calls pass."""
     consecutive_failures: int | None = Field(default=None, ge=1, le=1000)
     """Open after so many failures without a success in between."""
     failure_rate_percent: int | None = Field(default=None, ge=1, le=100)
