@@ -1,8 +1,12 @@
 """Labels and owner references: how a child says whose it is. Every name used for that stands here."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from shipkeeper.resources.base import API_VERSION, GROUP, ObjectMeta
+
+Manifest = Mapping[str, Any]
+"""A Kubernetes object as JSON."""
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "shipkeeper"}
 FINALIZER = f"{GROUP}/finalizer"

@@ -4,15 +4,12 @@ A reconcile function is pure: `reconcile(resource, observed, *, now) -> Outcome`
 the same state always gives the same outcome, whatever woke it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from shipkeeper.resources.base import StatusModel
-
-Manifest = Mapping[str, Any]
-"""A Kubernetes object as JSON."""
+from shipkeeper_operator.children.metadata import Manifest as Manifest
 
 StatusT = TypeVar("StatusT", bound=StatusModel)
 EffectT = TypeVar("EffectT")
