@@ -203,9 +203,7 @@ class WorkerTemplate(ResourceModel):
 
     resources: ComputeResources = ComputeResources()
     """CPU and memory of the worker."""
-    node_selector: dict[Annotated[str, Field(max_length=316)], Annotated[str, Field(max_length=63)]] = Field(
-        default_factory=dict, max_length=32
-    )
+    node_selector: dict[str, Annotated[str, Field(max_length=63)]] = Field(default_factory=dict, max_length=32)
     """Labels that the pod's node must have."""
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32)
     """Taints that the pod tolerates."""

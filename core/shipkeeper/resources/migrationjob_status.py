@@ -191,7 +191,7 @@ class LastError(ResourceModel):
     key: str | None = Field(default=None, max_length=256)
     """Key of the row it happened at, where there is one."""
     retry: Literal["Soon", "WhenMended", "Never"]
-    """Soon: it may pass by itself. WhenMended: tried again, but a person must act. Never: only when the spec changes."""
+    """Soon: it may pass by itself. WhenMended: tried again, but a person must act. Never: not before a new spec."""
     at: Instant | None = None
     """When."""
 
