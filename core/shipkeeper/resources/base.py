@@ -55,8 +55,10 @@ def list_map(*keys: str) -> dict[str, Any]:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
 
 
-_DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$"
+# At most eight digits a part: what fits into 32 characters then also fits into a timedelta.
+_DURATION_PATTERN = r"^([0-9]{1,8}(\.[0-9]{1,9})?(ms|s|m|h|d))+$"
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_DURATION_LENGTH = 32
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -65,7 +67,7 @@ def parse_duration(text: str) -> timedelta:
 
     Raises ValueError for any other form.
     """
-    if not re.match(_DURATION_PATTERN, text):
+    if len(text) > _DURATION_LENGTH or not re.fullmatch(_DURATION_PATTERN, text):
         raise ValueError(f"{text!r} is not a duration; write for example 90s, 5m, 1h30m or 7d")
     parts = _DURATION_PART.findall(text)
     return timedelta(seconds=sum(float(amount) * _UNIT_SECONDS[unit] for amount, unit in parts))
@@ -76,12 +78,20 @@ def _checked_duration(text: str) -> str:
     return text
 
 
-Duration = Annotated[str, Field(pattern=_DURATION_PATTERN, max_length=32), AfterValidator(_checked_duration)]
+Duration = Annotated[
+    str, Field(pattern=_DURATION_PATTERN, max_length=_DURATION_LENGTH), AfterValidator(_checked_duration)
+]
 """A span of time as text, as Kubernetes and Go programs write it; `parse_duration` gives its value."""
 
 
 def _to_instant(value: Any) -> Any:
     return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+def _with_zone(instant: datetime) -> datetime:
+    if instant.tzinfo is None:
+        raise ValueError(f"{instant.isoformat()} has no time zone; write for example {instant.isoformat()}Z")
+    return instant
 
 
 def _rfc3339(instant: datetime) -> str:
@@ -91,6 +101,7 @@ def _rfc3339(instant: datetime) -> str:
 Instant = Annotated[
     datetime,
     BeforeValidator(_to_instant),
+    AfterValidator(_with_zone),
     PlainSerializer(_rfc3339, return_type=str, when_used="json"),
     Field(json_schema_extra={"type": "string", "format": "date-time"}),
 ]
@@ -99,6 +110,9 @@ Instant = Annotated[
 
 class SecretKeyReference(ResourceModel):
     """One key of a Secret in the resource's own namespace."""
+
+    # Its two fields mean nothing apart: server-side apply must not mix those of two managers.
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
 
     name: str = Field(min_length=1, max_length=253)
     """Name of the Secret."""
