@@ -1,4 +1,6 @@
-"""A control plane: etcd, the API server and the controller manager. With a node it is a cluster, alone it serves most tests.
+"""A control plane: etcd, the API server and the controller manager.
+
+With a node it is a cluster; alone it serves most tests:
 
     with ControlPlane(folder) as kubeconfig:
         ...

@@ -1,7 +1,7 @@
 """Where the local cluster keeps its files: nothing of it lies in the checkout.
 
-Programs and images go to the user's cache folder (safe to delete at any time while no cluster runs), the state of a cluster
-goes to the user's state folder (`down` removes it).
+Programs and images go to the user's cache folder (safe to delete while no cluster runs), the state of a cluster goes to
+the user's state folder (`down` removes it).
 """
 
 import os

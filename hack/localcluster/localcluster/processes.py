@@ -1,5 +1,6 @@
 """Starts background processes and finds them again later, safe against a process id that was given to another."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -98,7 +99,5 @@ def end(pid: int, how: signal.Signals = signal.SIGTERM) -> None:
 
 
 def _reap(pid: int) -> None:
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass

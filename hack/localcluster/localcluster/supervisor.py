@@ -1,8 +1,8 @@
 """Runs the programs of a cluster, each with a log of its own, and starts again what ends.
 
-One supervisor serves one cluster. It holds a lock while it lives, so whether it runs is asked of the kernel and not of a
-file that may be stale. Its children die with it: they ask the kernel for a SIGKILL at their parent's death. That suits
-a cluster whose state is thrown away or, after a kill, found again as after a power cut.
+One supervisor serves one cluster; a lock keeps a second one out. Its children die with it: they ask the kernel for a
+SIGKILL at their parent's death. That suits a cluster whose state is thrown away or, after a kill, found again as after a
+power cut.
 
 In a node's namespaces the supervisor is process 1, and the kernel ends all the rest with it.
 """
@@ -34,7 +34,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """A program to keep running. It starts when everything in `needs` accepts connections: `tcp:HOST:PORT` or `unix:PATH`."""
+    """A program to keep running.
+
+    It starts when everything in `needs` accepts connections: `tcp:HOST:PORT` or `unix:PATH`.
+    """
 
     name: str
     command: tuple[str, ...]
