@@ -1,6 +1,5 @@
 """What a CRD says beyond its schema: names, columns, subresources. One `Kind` per resource."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,20 +7,11 @@ from .base import API_VERSION, MAX_RESOURCE_NAME, Resource, ResourceModel, Statu
 
 CATEGORY = "shipkeeper"
 
-# The name becomes the name of a Service, which must be a DNS label, and the value of a label.
-_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_TOO_LONG = (
     f"metadata.name must be at most {MAX_RESOURCE_NAME} characters, so that the names of the objects made from it "
     "fit into 63: choose a shorter name"
 )
-NAME_NOT_A_LABEL = (
-    "metadata.name must begin with a lower-case letter and hold only lower-case letters, digits and '-', "
-    "because a Service gets this name: replace what is not allowed, for example each '.' by '-'"
-)
-NAME_RULES = (
-    cel(f"size(self.metadata.name) <= {MAX_RESOURCE_NAME}", NAME_TOO_LONG),
-    cel(f"self.metadata.name.matches('{_NAME_PATTERN}')", NAME_NOT_A_LABEL),
-)
+NAME_RULE = cel(f"size(self.metadata.name) <= {MAX_RESOURCE_NAME}", NAME_TOO_LONG)
 
 
 @dataclass(frozen=True)
@@ -62,14 +52,14 @@ class Kind:
 
     @property
     def all_validations(self) -> tuple[dict[str, str], ...]:
-        """The CEL rules over the whole object: those that hold for the name of every kind, then the kind's own."""
-        return (*NAME_RULES, *self.validations)
+        """The CEL rules over the whole object: the one that holds for the name of every kind, then the kind's own."""
+        return (NAME_RULE, *self.validations)
 
     def parse(self, manifest: dict[str, Any]) -> Resource[Any, Any]:
         """Read an object as the API server or a YAML file gives it.
 
-        Raises ValueError for another kind or a name that cannot be used, and pydantic.ValidationError (a ValueError
-        too), whose errors name the field, for all else.
+        Raises ValueError for another kind or too long a name, and pydantic.ValidationError (a ValueError too), whose
+        errors name the field, for all else.
         """
         if manifest.get("apiVersion") != API_VERSION or manifest.get("kind") != self.kind:
             raise ValueError(
@@ -77,16 +67,6 @@ class Kind:
                 f"got {manifest.get('apiVersion')!r} and {manifest.get('kind')!r}"
             )
         resource = Resource[self.spec, self.status].model_validate(manifest)  # type: ignore[name-defined]
-        check_name(resource.metadata.name)
+        if len(resource.metadata.name) > MAX_RESOURCE_NAME:
+            raise ValueError(NAME_TOO_LONG)
         return resource
-
-
-def check_name(name: str) -> None:
-    """Refuse a resource's name from which the names of its children cannot be made, as the API server does.
-
-    Raises ValueError.
-    """
-    if len(name) > MAX_RESOURCE_NAME:
-        raise ValueError(NAME_TOO_LONG)
-    if not re.fullmatch(_NAME_PATTERN, name):
-        raise ValueError(NAME_NOT_A_LABEL)

@@ -327,9 +327,5 @@ KIND: Final = Kind(
             "(!has(self.spec.source) || self.spec.source == oldSelf.spec.source))",
             _WORK_IMMUTABLE,
         ),
-        cel(
-            "self.metadata.name.size() <= 52",
-            "metadata.name must be at most 52 characters: names of children end in it",
-        ),
     ),
 )
