@@ -36,8 +36,8 @@ def exactly_one(model: ResourceModel, names: tuple[str, ...], message: str) -> N
 
 
 def exactly_one_rule(names: tuple[str, ...], message: str) -> dict[str, str]:
-    """Return the CEL rule of `exactly_one` (the names as on the wire)."""
-    return cel(f"[{', '.join(f'has(self.{name})' for name in names)}].filter(given, given).size() == 1", message)
+    """Return the CEL rule of `exactly_one` (the names as on the wire). A sum: the cheapest form, by the API server."""
+    return cel(" + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names) + " == 1", message)
 
 
 JsonType = Literal["Auto", "Text", "Integer", "Number", "Boolean", "Json"]
