@@ -45,6 +45,10 @@ class Kubectl:
         items = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
         return self.run("apply", "--server-side", "-f", "-", stdin=json.dumps(items))
 
+    def patch(self, kind: str, name: str, patch: Mapping[str, Any], *, namespace: str) -> str:
+        """Apply a merge patch to an object."""
+        return self.run("patch", kind, name, "--namespace", namespace, "--type=merge", "--patch", json.dumps(patch))
+
     def get(self, kind: str, name: str, *, namespace: str) -> Object | None:
         """Return an object, or None where there is none."""
         text = self.run("get", kind, name, "--namespace", namespace, "--ignore-not-found", "--output", "json")
