@@ -8,17 +8,32 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from .base import ResourceModel, cel, list_map, parse_duration, with_cel
 
-_TIME_ZONES: Final = tuple(sorted(pytz.all_timezones))
+_ZONE_EXAMPLES: Final = "Europe/Paris, America/New_York or UTC"
 
 
 def _known_time_zone(name: str) -> str:
     if name not in pytz.all_timezones_set:
-        raise ValueError(f"{name!r} is not an IANA time zone; write for example Europe/Paris, America/New_York or UTC")
+        raise ValueError(f"{name!r} is not an IANA time zone; write for example {_ZONE_EXAMPLES}")
     return name
 
 
-# CEL cannot look a zone up, so the schema lists them all: the API server itself refuses an unknown one.
-TimeZone = Annotated[str, AfterValidator(_known_time_zone), Field(json_schema_extra={"enum": list(_TIME_ZONES)})]
+# The API server looks the zone up in its own copy of the zone database, and names it when it is unknown. `Local` would
+# be the zone of whatever machine asks.
+_KNOWN_TIME_ZONE: Final = cel(
+    "self != 'Local' && timestamp('2000-01-01T00:00:00Z').getFullYear(self) > 0",
+    f"write the name of an IANA time zone as in the zone database, for example {_ZONE_EXAMPLES}",
+)
+
+TimeZone = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z][A-Za-z0-9_+/-]*$",
+        json_schema_extra=with_cel(_KNOWN_TIME_ZONE),
+    ),
+    AfterValidator(_known_time_zone),
+]
 """An IANA time zone, spelled as in the zone database."""
 
 _SPAN_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
