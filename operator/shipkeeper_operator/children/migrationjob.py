@@ -20,7 +20,7 @@ REPORT_KEY: Final = "report.json"
 
 _FILE_FOLDER: Final = "/etc/shipkeeper/migration"
 _FILE_NAME: Final = "migration.yaml"
-# These take effect on a Job as it is, or after it; every other change needs a worker that knows it.
+# These end or begin a Job; every other change needs another one, whose worker knows it.
 _WITHOUT_EFFECT_ON_WORK: Final = ("suspend", "cancel")
 # A batch in flight is finished before the worker goes; a longer statement is cancelled and redone.
 _GRACE_SECONDS: Final = 120
@@ -51,8 +51,9 @@ def approved_plan(resource: MigrationJob) -> str | None:
 
 def job_name(resource: MigrationJob, *, attempt: int) -> str:
     """Return the one name of the Job of this work and attempt: to create it twice is a conflict, not two Jobs."""
-    spec = {name: value for name, value in _told(resource).items() if name not in _WITHOUT_EFFECT_ON_WORK}
-    identity = json.dumps([resource.metadata.uid, attempt, spec], sort_keys=True)
+    # Without defaults: a field that a later version adds must not start the finished work of this one again.
+    declared = resource.spec.model_dump(mode="json", exclude_defaults=True, exclude=set(_WITHOUT_EFFECT_ON_WORK))
+    identity = json.dumps([resource.metadata.uid, attempt, approved_plan(resource), declared], sort_keys=True)
     return f"{resource.metadata.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
@@ -61,9 +62,60 @@ def build_companions(resource: MigrationJob) -> tuple[Manifest, ...]:
     return (_report(resource), _service_account(resource), _role(resource), _role_binding(resource))
 
 
-def build_run(resource: MigrationJob, *, name: str, suspended: bool, settings: WorkerSettings) -> tuple[Manifest, ...]:
-    """Return the Job of that name and the file that tells it its work."""
-    return (_file(resource, name=name), _job(resource, name=name, suspended=suspended, settings=settings))
+def build_file(resource: MigrationJob, *, name: str) -> Manifest:
+    """Return the ConfigMap that tells the worker of the Job of that name what to do."""
+    identity = {
+        "name": resource.metadata.name,
+        "namespace": resource.metadata.namespace,
+        "uid": resource.metadata.uid,
+    }
+    spec = {name: value for name, value in _told(resource).items() if name not in _WITHOUT_EFFECT_ON_WORK}
+    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": identity, "spec": spec}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": child_metadata(KIND, resource.metadata, name=name, component=COMPONENT),
+        "immutable": True,
+        "data": {_FILE_NAME: yaml.safe_dump(document, sort_keys=False, allow_unicode=True)},
+    }
+
+
+def build_job(resource: MigrationJob, *, name: str, settings: WorkerSettings) -> Manifest:
+    """Return the Job of that name."""
+    worker = resource.spec.worker
+    spec: dict[str, Any] = {
+        "backoffLimit": worker.backoff_limit,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": "worker",
+                        "operator": "In",
+                        "values": [exitcodes.USER_ERROR],
+                    },
+                },
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            ]
+        },
+        "template": {
+            "metadata": {"labels": child_labels(KIND, resource.metadata, component=COMPONENT)},
+            "spec": _pod(resource, name=name, settings=settings),
+        },
+    }
+    if resource.spec.parallelism > 1:
+        count = resource.spec.parallelism
+        spec |= {"completionMode": "Indexed", "completions": count, "parallelism": count}
+    if worker.active_deadline_seconds is not None:
+        spec["activeDeadlineSeconds"] = worker.active_deadline_seconds
+    if worker.ttl_seconds_after_finished is not None:
+        spec["ttlSecondsAfterFinished"] = worker.ttl_seconds_after_finished
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": child_metadata(KIND, resource.metadata, name=name, component=COMPONENT),
+        "spec": spec,
+    }
 
 
 def _told(resource: MigrationJob) -> dict[str, Any]:
@@ -113,61 +165,6 @@ def _role_binding(resource: MigrationJob) -> Manifest:
         "metadata": child_metadata(KIND, resource.metadata, name=name, component=COMPONENT),
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
         "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": resource.metadata.namespace}],
-    }
-
-
-def _file(resource: MigrationJob, *, name: str) -> Manifest:
-    identity = {
-        "name": resource.metadata.name,
-        "namespace": resource.metadata.namespace,
-        "uid": resource.metadata.uid,
-    }
-    spec = {name: value for name, value in _told(resource).items() if name not in _WITHOUT_EFFECT_ON_WORK}
-    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": identity, "spec": spec}
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": child_metadata(KIND, resource.metadata, name=name, component=COMPONENT),
-        "immutable": True,
-        "data": {_FILE_NAME: yaml.safe_dump(document, sort_keys=False, allow_unicode=True)},
-    }
-
-
-def _job(resource: MigrationJob, *, name: str, suspended: bool, settings: WorkerSettings) -> Manifest:
-    worker = resource.spec.worker
-    spec: dict[str, Any] = {
-        "suspend": suspended,
-        "backoffLimit": worker.backoff_limit,
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {
-                        "containerName": "worker",
-                        "operator": "In",
-                        "values": [exitcodes.USER_ERROR],
-                    },
-                },
-                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-            ]
-        },
-        "template": {
-            "metadata": {"labels": child_labels(KIND, resource.metadata, component=COMPONENT)},
-            "spec": _pod(resource, name=name, settings=settings),
-        },
-    }
-    if resource.spec.parallelism > 1:
-        count = resource.spec.parallelism
-        spec |= {"completionMode": "Indexed", "completions": count, "parallelism": count}
-    if worker.active_deadline_seconds is not None:
-        spec["activeDeadlineSeconds"] = worker.active_deadline_seconds
-    if worker.ttl_seconds_after_finished is not None:
-        spec["ttlSecondsAfterFinished"] = worker.ttl_seconds_after_finished
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": child_metadata(KIND, resource.metadata, name=name, component=COMPONENT),
-        "spec": spec,
     }
 
 

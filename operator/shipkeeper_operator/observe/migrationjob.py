@@ -20,7 +20,8 @@ from .reader import ClusterReader, Object
 async def observe(resource: MigrationJob, reader: ClusterReader) -> ObservedMigration:
     """Read the migration's Jobs, pods and report."""
     metadata = resource.metadata
-    jobs = [_observed_job(job) for job in reader.children("Job", metadata.uid)]
+    files = {each["metadata"]["name"] for each in reader.children("ConfigMap", metadata.uid)}
+    jobs = [_observed_job(job, files=files) for job in reader.children("Job", metadata.uid)]
     report, error = _read_report(reader.get("ConfigMap", metadata.namespace, report_name(resource)))
     pods = reader.pods(metadata.namespace, {OWNER_LABELS[KIND]: metadata.name})
     live = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
@@ -29,8 +30,8 @@ async def observe(resource: MigrationJob, reader: ClusterReader) -> ObservedMigr
     )
 
 
-def _observed_job(job: Object) -> ObservedJob:
-    suspended = bool(job.get("spec", {}).get("suspend"))
+def _observed_job(job: Object, *, files: set[str]) -> ObservedJob:
+    name = job["metadata"]["name"]
     status = job.get("status", {})
     finished = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
     state: JobState = "Waiting"
@@ -38,15 +39,13 @@ def _observed_job(job: Object) -> ObservedJob:
         state = "Succeeded"
     elif "Failed" in finished:
         state = "Failed"
-    elif suspended:
-        state = "Suspended"
     elif status.get("ready"):
         state = "Active"
     end = finished.get("Complete") or finished.get("Failed")
     return ObservedJob(
-        name=job["metadata"]["name"],
+        name=name,
         state=state,
-        suspended=suspended,
+        has_file=name in files,
         failure=_failure(finished.get("Failed")),
         finished_at=datetime.fromisoformat(end["lastTransitionTime"]) if end else None,
     )

@@ -9,7 +9,7 @@ from shipkeeper.resources.migrationjob_status import MigrationReport
 
 from .pods import PodTrouble
 
-JobState = Literal["Waiting", "Active", "Suspended", "Succeeded", "Failed"]
+JobState = Literal["Waiting", "Active", "Succeeded", "Failed"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class ObservedJob:
 
     name: str
     state: JobState
-    suspended: bool
+    has_file: bool = True
+    """Whether the ConfigMap that tells its worker what to do is there."""
     failure: str = ""
     """Why the Job failed, in the Job controller's words."""
     finished_at: datetime | None = None

@@ -17,7 +17,8 @@ from shipkeeper_operator.children.migrationjob import (
     WorkerSettings,
     approved_plan,
     build_companions,
-    build_run,
+    build_file,
+    build_job,
     job_name,
 )
 
@@ -59,6 +60,7 @@ def reconcile(
     return Outcome(
         status=_status(resource, report, claims=claims, run=run, phase=phase, now=now),
         children=(*build_companions(resource), *_wanted_run(resource, run=run, job=job, settings=settings)),
+        retained=_retained(resource, job),
         requeue_after=attempt.again_after,
     )
 
@@ -119,13 +121,24 @@ def _run(resource: MigrationJob, *, name: str, attempt: int, job: ObservedJob | 
 def _wanted_run(
     resource: MigrationJob, *, run: WorkerRun, job: ObservedJob | None, settings: WorkerSettings
 ) -> tuple[Manifest, ...]:
-    finished = run.state in ("Succeeded", "Failed")
-    if job is None and (finished or resource.spec.suspend):
+    """Return what is missing of the run. What is there is never changed: a Job cannot be, and need not."""
+    if run.state in ("Succeeded", "Failed") or _is_paused(resource):
         return ()
-    if resource.spec.cancel and not finished:
-        return ()  # The Job is removed; its worker finishes the batch it is in, and the ledger keeps the place.
-    suspended = job.suspended if job is not None and job.finished else resource.spec.suspend
-    return build_run(resource, name=run.job, suspended=suspended, settings=settings)
+    file = build_file(resource, name=run.job)
+    if job is None:
+        return (file, build_job(resource, name=run.job, settings=settings))
+    return () if job.has_file else (file,)
+
+
+def _retained(resource: MigrationJob, job: ObservedJob | None) -> tuple[tuple[str, str], ...]:
+    """Keep the Job of this attempt. To pause is to remove it: its worker ends its batch, the ledger keeps the place."""
+    if job is None or (_is_paused(resource) and not job.finished):
+        return ()
+    return (("Job", job.name), ("ConfigMap", job.name))
+
+
+def _is_paused(resource: MigrationJob) -> bool:
+    return resource.spec.suspend or resource.spec.cancel
 
 
 def _phase(resource: MigrationJob, report: MigrationReport | None, job: ObservedJob | None) -> Phase:

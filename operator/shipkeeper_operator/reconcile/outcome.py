@@ -32,6 +32,8 @@ class Outcome(Generic[StatusT, EffectT]):
     """The whole status; written only where it differs from what the API server holds."""
     children: tuple[Manifest, ...] = ()
     """Every object that should exist and be owned by the resource; an owned one that is not here is deleted."""
+    retained: tuple[tuple[str, str], ...] = ()
+    """Kind and name of owned objects that stay as they are: neither written nor deleted (a Job cannot be changed)."""
     effects: tuple[EffectT, ...] = ()
     """Writes outside the API server (to Redis). After any, the resource is observed again: read back, not assumed."""
     events: tuple[Event, ...] = ()

@@ -53,7 +53,7 @@ def report(resource: MigrationJob, phase: str, **fields: Any) -> MigrationReport
 
 def observed(job: str, state: JobState, report: MigrationReport | None = None, **fields: Any) -> ObservedMigration:
     finished_at = NOW if state in ("Succeeded", "Failed") else None
-    seen = ObservedJob(name=job, state=state, suspended=state == "Suspended", finished_at=finished_at)
+    seen = ObservedJob(name=job, state=state, finished_at=finished_at)
     return ObservedMigration(jobs={job: seen}, report=report, **fields)
 
 
@@ -193,7 +193,9 @@ def test_a_job_that_somebody_deleted_in_mid_work_is_created_again_under_its_name
 def test_another_spec_is_another_job(change: dict[str, Any]) -> None:
     resource, name = started()
     changed = migration(status=resource.status, **change)
-    job = job_of(decide(changed, observed(name, "Active", report(resource, "Running"))))
+    outcome = decide(changed, observed(name, "Active", report(resource, "Running")))
+    assert ("Job", name) not in outcome.retained
+    job = job_of(outcome)
     assert job is not None
     assert job["metadata"]["name"] != name
 
@@ -239,36 +241,42 @@ def test_a_succeeded_job_whose_report_is_lost_is_followed_by_another() -> None:
     assert outcome.status.run.attempt == 2
 
 
-def test_suspend_pauses_the_job_and_resume_lets_it_go_on() -> None:
+def test_a_job_that_is_there_is_never_written_again() -> None:
     resource, name = started()
-    suspended = decide(migration(status=resource.status, suspend=True), observed(name, "Active"))
-    job = job_of(suspended)
-    assert job is not None
-    assert job["metadata"]["name"] == name
-    assert job["spec"]["suspend"] is True
-    assert suspended.status.phase == "Suspended"
-    resumed = job_of(decide(migration(status=suspended.status), observed(name, "Suspended")))
-    assert resumed is not None
-    assert resumed["spec"]["suspend"] is False
-
-
-def test_cancel_removes_the_job() -> None:
-    resource, name = started()
-    outcome = decide(migration(status=resource.status, cancel=True), observed(name, "Active"))
+    outcome = decide(resource, observed(name, "Active", report(resource, "Running")))
     assert job_of(outcome) is None
-    assert outcome.status.phase == "Cancelled"
-    assert conditions(outcome)["Stalled"] == ("True", "Cancelled")
+    assert set(outcome.retained) == {("Job", name), ("ConfigMap", name)}
 
 
-def test_suspending_a_complete_migration_changes_nothing() -> None:
+def test_a_lost_file_of_a_job_at_work_is_made_again() -> None:
+    resource, name = started()
+    seen = ObservedMigration(jobs={name: ObservedJob(name=name, state="Waiting", has_file=False)})
+    assert [child["metadata"]["name"] for child in decide(resource, seen).children if child["kind"] == "ConfigMap"] == [
+        "move-report",
+        name,
+    ]
+
+
+@pytest.mark.parametrize(("switch", "phase"), [("suspend", "Suspended"), ("cancel", "Cancelled")])
+def test_a_pause_removes_the_job_and_resuming_brings_the_same_one_back(switch: str, phase: str) -> None:
+    resource, name = started()
+    paused = decide(migration(status=resource.status, annotations=None, **{switch: True}), observed(name, "Active"))
+    assert job_of(paused) is None
+    assert paused.retained == ()
+    assert paused.status.phase == phase
+    assert conditions(paused)["Ready"] == ("False", phase)
+    resumed = job_of(decide(migration(status=paused.status)))
+    assert resumed is not None
+    assert resumed["metadata"]["name"] == name
+
+
+@pytest.mark.parametrize("switch", ["suspend", "cancel"])
+def test_pausing_a_complete_migration_changes_nothing(switch: str) -> None:
     resource, name = started()
     complete = observed(name, "Succeeded", report(resource, "Complete"))
     done = decide(resource, complete)
-    outcome = decide(migration(status=done.status, suspend=True), complete)
-    assert outcome.status.phase == "Complete"
-    job = job_of(outcome)
-    assert job is not None
-    assert job["spec"]["suspend"] is False
+    outcome = decide(migration(status=done.status, annotations=None, **{switch: True}), complete)
+    assert outcome == done
 
 
 def test_manual_approval_waits_for_the_plans_hash() -> None:
