@@ -12,6 +12,7 @@ from localcluster import paths
 from localcluster.errors import LocalClusterError
 
 STOP_SECONDS = 30.0
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def _state_and_start(pid: int) -> tuple[str, str] | None:
@@ -42,7 +43,8 @@ def read_pid(path: Path) -> int | None:
 def spawn(*command: str | Path, log: Path, pid_file: Path) -> int:
     """Start a background process in a session of its own, which outlives this one, and note its id."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(paths.source_folder()), "PYTHONUNBUFFERED": "1"}
+    # Not the caller's environment: a proxy's variables, for one, would send the components' calls to each other astray.
+    environment = {"PATH": SYSTEM_PATH, "PYTHONPATH": str(paths.source_folder()), "PYTHONUNBUFFERED": "1"}
     with log.open("a") as output:
         child = subprocess.Popen(
             [str(part) for part in command],

@@ -21,16 +21,16 @@ from localcluster.progress import step
 from localcluster.shell import run_logged
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager")
-NODE = ("kube-scheduler", "kubelet", "kube-proxy", "kubectl", "coredns")
+NODE = ("kube-scheduler", "kubelet", "kube-proxy", "kubectl", "coredns", "pause")
 CLIENTS = ("helm", "kubeconform")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoModule:
-    """A folder under `go/` with its go.mod. `requires` is the module whose version names the cache folder."""
+    """A folder under `go/` with its go.mod. `requires` is the module whose version names the cache folder, if any."""
 
     folder: str
-    requires: str
+    requires: str = ""
     version_variable: str = ""
 
     @property
@@ -41,6 +41,8 @@ class GoModule:
     @property
     def version(self) -> str:
         """The pinned version of the module that is built."""
+        if not self.requires:
+            return "own"
         return required_version((self.path / "go.mod").read_text(), self.requires)
 
     @property
@@ -56,6 +58,7 @@ KUBERNETES = GoModule(
 COREDNS = GoModule(folder="coredns", requires="github.com/coredns/coredns")
 HELM = GoModule(folder="helm", requires="helm.sh/helm/v4", version_variable="helm.sh/helm/v4/internal/version.version")
 KUBECONFORM = GoModule(folder="kubeconform", requires="github.com/yannh/kubeconform", version_variable="main.version")
+PAUSE = GoModule(folder="pause")
 
 PROGRAMS: dict[str, tuple[GoModule, str]] = {
     "etcd": (KUBERNETES, "go.etcd.io/etcd/server/v3"),
@@ -64,6 +67,7 @@ PROGRAMS: dict[str, tuple[GoModule, str]] = {
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
     },
     "coredns": (COREDNS, "."),
+    "pause": (PAUSE, "."),
     "helm": (HELM, "helm.sh/helm/v4/cmd/helm"),
     "kubeconform": (KUBECONFORM, "github.com/yannh/kubeconform/cmd/kubeconform"),
 }

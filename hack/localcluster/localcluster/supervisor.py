@@ -1,8 +1,8 @@
 """Runs the programs of a cluster, each with a log of its own, and starts again what ends.
 
 One supervisor serves one cluster; a lock keeps a second one out. Its children die with it: they ask the kernel for a
-SIGKILL at their parent's death. That suits a cluster whose state is thrown away or, after a kill, found again as after a
-power cut.
+SIGKILL at their parent's death. That suits a cluster whose state is thrown away or, after a kill, found again as after
+a power cut.
 
 In a node's namespaces the supervisor is process 1, and the kernel ends all the rest with it.
 """

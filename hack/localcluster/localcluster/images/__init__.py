@@ -1,0 +1,1 @@
+"""Images for the cluster, also where no image registry can be reached."""

@@ -1,0 +1,248 @@
+"""The provider `local`: a one-node cluster out of Go modules and Debian packages, in namespaces of its own."""
+
+import contextlib
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from localcluster import cgroups, debian, paths, processes, programs
+from localcluster.api import ApiClient
+from localcluster.controlplane import not_ready, wait_for_service_account
+from localcluster.errors import LocalClusterError
+from localcluster.hostnetwork import HostNetwork, free_network, upstream_resolvers
+from localcluster.locks import exclusive
+from localcluster.nodeconfig import NODE_NAME, NodeLayout, system_objects
+from localcluster.progress import say, step
+from localcluster.shell import run
+from localcluster.subnets import Network
+from localcluster.supervisor import SupervisorFiles, accepts_connections
+
+API_SECONDS = 90.0
+NODE_SECONDS = 90.0
+REPAIR_SECONDS = 20.0
+OK = "ok"
+
+
+class LocalProvider:
+    """See the module. All state of the cluster lies in one folder of the user's state folder."""
+
+    def __init__(self, cluster: str) -> None:
+        self.name = cluster
+        self.folder = paths.clusters_folder() / cluster
+        self._files = SupervisorFiles(folder=self.folder)
+        self._pid_file = self.folder / "node.pid"
+        self._network_file = self.folder / "network.json"
+
+    def create(self) -> None:
+        """See Provider."""
+        if os.geteuid() != 0:
+            raise LocalClusterError("The local cluster makes namespaces and links: run it as root, or use CLUSTER=kind.")
+        debian.ensure(debian.NODE_PACKAGES)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with exclusive(paths.clusters_folder() / f"{self.name}.lock", f"working on the cluster {self.name}"):
+            layout = self._layout()
+            before = self._files.specification.read_text() if self._files.specification.exists() else ""
+            components = layout.components()
+            self._files.write(components)
+            changed = before != self._files.specification.read_text()
+            if self._pid() and not changed and self._settles(layout):
+                return
+            if self._pid():
+                say("  The node is " + ("configured anew." if changed else "not healthy. It is started again."))
+            self._stop(layout)
+            self._start(layout)
+
+    def status(self) -> dict[str, str]:
+        """See Provider."""
+        if not self._pid() or not self._network_file.exists():
+            return {"node": "does not run"}
+        return self._problems(self._layout_without_programs())
+
+    def kubeconfig(self) -> Path:
+        """See Provider."""
+        path = self.folder / "kubeconfig"
+        if not path.exists():
+            raise LocalClusterError(f"There is no cluster {self.name}. Make it: make cluster")
+        return path
+
+    def kubectl(self) -> Path:
+        """See Provider."""
+        return programs.ensure(["kubectl"])["kubectl"]
+
+    def load_image(self, archive: Path) -> None:
+        """See Provider."""
+        record = self.folder / "images" / archive.name
+        if record.exists():
+            return
+        layout = self._layout_without_programs()
+        run("ctr", "--address", layout.containerd_socket, "--namespace", "k8s.io", "images", "import", archive)
+        record.parent.mkdir(exist_ok=True)
+        record.touch()
+
+    def delete(self) -> None:
+        """See Provider."""
+        with exclusive(paths.clusters_folder() / f"{self.name}.lock", f"working on the cluster {self.name}"):
+            if self._network_file.exists():
+                layout = self._layout_without_programs()
+                self._stop(layout)
+                self._host_network(layout.network).detach(last=not self._other_clusters())
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+        (paths.clusters_folder() / f"{self.name}.lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            paths.clusters_folder().rmdir()
+
+    def component_pid(self, component: str) -> int:
+        """The process id on the machine of one of the node's programs.
+
+        Raises LocalClusterError where it does not run now.
+        """
+        inner = json.loads(self._files.status.read_text())[component]["pid"]
+        for pid in processes.children(self._init_pid()):
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                ids = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
+                if ids[-1] == str(inner):
+                    return pid
+        raise LocalClusterError(f"{component} does not run.")
+
+    def _pid(self) -> int | None:
+        return processes.read_pid(self._pid_file)
+
+    def _init_pid(self) -> int:
+        pid = self._pid()
+        found = processes.children(pid) if pid else []
+        if not found:
+            raise LocalClusterError(f"The node of the cluster {self.name} does not run.")
+        return found[0]
+
+    def _other_clusters(self) -> list[Path]:
+        return [path for path in paths.clusters_folder().glob("*/network.json") if path != self._network_file]
+
+    def _network(self) -> Network:
+        """The addresses of this cluster; chosen once, kept for its life."""
+        if not self._network_file.exists():
+            reserved = [
+                ipaddress.IPv4Network(json.loads(path.read_text())["block"]) for path in self._other_clusters()
+            ]
+            paths.write_atomically(self._network_file, json.dumps({"block": str(free_network(reserved).block)}))
+        return Network(ipaddress.IPv4Network(json.loads(self._network_file.read_text())["block"]))
+
+    def _host_network(self, network: Network) -> HostNetwork:
+        return HostNetwork(cluster=self.name, network=network, folder=self.folder)
+
+    def _layout(self) -> NodeLayout:
+        found = programs.ensure((*programs.CONTROL_PLANE, *programs.NODE))
+        resolvers = tuple(upstream_resolvers())
+        return NodeLayout(
+            folder=self.folder, name=self.name, network=self._network(), programs=found, resolvers=resolvers
+        )
+
+    def _layout_without_programs(self) -> NodeLayout:
+        return NodeLayout(folder=self.folder, name=self.name, network=self._network(), programs={}, resolvers=())
+
+    def _start(self, layout: NodeLayout) -> None:
+        with step(f"starting the cluster {self.name}"):
+            cgroups.create(layout.cgroup)
+            layout.containerd_socket.unlink(missing_ok=True)
+            namespaces = ("--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child")
+            arguments = (self.folder, paths.cache_folder(), layout.network.node, layout.network.host)
+            pid = processes.spawn(
+                *("unshare", *namespaces, *processes.python("-m", "localcluster.nodeinit", *arguments)),
+                log=self._files.logs / "node.log",
+                pid_file=self._pid_file,
+            )
+            wait_for_namespace(pid)
+            self._host_network(layout.network).attach(pid)
+            self._finish(layout)
+
+    def _finish(self, layout: NodeLayout) -> None:
+        client = layout.control_plane.client()
+        if not client.wait_ready(API_SECONDS):
+            raise not_ready(self._files.logs)
+        for path, document in system_objects(layout.network):
+            client.apply(path, document)
+        wait_for_service_account(client)
+        self._load_pause_image(layout)
+        deadline = time.monotonic() + NODE_SECONDS
+        while problems := {part: text for part, text in self._problems(layout).items() if text != OK}:
+            if time.monotonic() > deadline:
+                raise LocalClusterError(f"The cluster does not become healthy: {problems}. Logs: {self._files.logs}")
+            time.sleep(0.1)
+        layout.control_plane.write_kubeconfig_for(
+            layout.control_plane.kubeconfig, layout.control_plane.administrator()
+        )
+
+    def _load_pause_image(self, layout: NodeLayout) -> None:
+        from localcluster.images.pause import pause_archive
+
+        deadline = time.monotonic() + NODE_SECONDS
+        while not accepts_connections(f"unix:{layout.containerd_socket}") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.load_image(pause_archive())
+
+    def _stop(self, layout: NodeLayout) -> None:
+        """End all processes of the node. Its files stay."""
+        with contextlib.suppress(LocalClusterError):
+            processes.end(self._init_pid(), signal.SIGKILL)
+        pid = self._pid()
+        if pid:
+            processes.end(pid, signal.SIGKILL)
+        self._pid_file.unlink(missing_ok=True)
+        self._files.status.unlink(missing_ok=True)
+        cgroups.remove(layout.cgroup)
+
+    def _settles(self, layout: NodeLayout) -> bool:
+        """Whether all is well, now or after the supervisor had a moment to mend it."""
+        deadline = time.monotonic() + REPAIR_SECONDS
+        while any(text != OK for text in self._problems(layout).values()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def _problems(self, layout: NodeLayout) -> dict[str, str]:
+        client = layout.control_plane.client()
+        parts = {"api server": OK if client.is_ready() else "does not answer"}
+        try:
+            running = json.loads(self._files.status.read_text())
+        except OSError:
+            running = {}
+        for component in self._files.components():
+            alive = running.get(component.name, {}).get("pid", 0) != 0
+            parts[component.name] = OK if alive else f"does not run, see {self._files.logs / component.name}.log"
+        dns = accepts_connections(f"tcp:{layout.network.node}:53")
+        parts["dns"] = OK if dns else "does not answer"
+        parts["kubelet"] = parts["kubelet"] if parts["kubelet"] != OK else node_problem(client)
+        return parts
+
+
+def node_problem(client: ApiClient) -> str:
+    """`ok`, or why the node is not ready."""
+    node: dict[str, Any] | None = client.get(f"/api/v1/nodes/{NODE_NAME}")
+    if node is None:
+        return "the node is not registered"
+    ready = [each for each in node["status"].get("conditions", []) if each["type"] == "Ready"]
+    if not ready or ready[0]["status"] != "True":
+        return f"the node is not ready: {ready[0]['message'] if ready else 'no condition yet'}"
+    return OK
+
+
+def wait_for_namespace(pid: int) -> None:
+    """Wait until a process has left this process's network namespace.
+
+    Raises LocalClusterError when it does not, or ends.
+    """
+    own = Path("/proc/self/ns/net").readlink()
+    deadline = time.monotonic() + REPAIR_SECONDS
+    while time.monotonic() < deadline and processes.is_running(pid):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/ns/net").readlink() != own:
+                return
+        time.sleep(0.02)
+    raise LocalClusterError("The node's namespaces could not be made; are you root outside of an unprivileged container?")
