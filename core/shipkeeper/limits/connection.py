@@ -1,0 +1,235 @@
+"""The only module that knows the Redis client library: connections to a standalone server, Sentinel or Cluster.
+
+Commands are never retried in here. The library's own retries would charge a call twice when an answer is lost; so they
+are off, and every failure leaves as a `StoreError` with a named reason and without the URL.
+"""
+
+import asyncio
+import ssl as ssl_module
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import redis
+import redis.asyncio
+import redis.asyncio.sentinel
+import redis.cluster
+import redis.sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from .failures import StoreError, StoreFailure, classify
+
+Topology = Literal["Standalone", "Sentinel", "Cluster"]
+_DEFAULT_PORT: Final = {"Standalone": 6379, "Sentinel": 26379, "Cluster": 6379}
+_STALE: Final = frozenset({StoreFailure.READ_ONLY, StoreFailure.MASTER_DOWN, StoreFailure.CLUSTER_DOWN})
+
+Argument = str | int | bytes
+
+# Classes that the client library leaves without types.
+_ClusterNode: Any = redis.cluster.ClusterNode
+_AsyncClusterNode: Any = redis.asyncio.cluster.ClusterNode
+_Sentinel: Any = redis.sentinel.Sentinel
+_AsyncSentinel: Any = redis.asyncio.sentinel.Sentinel
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreAddress:
+    """Where a store is and how to get in. Its text shows neither the URL nor the password."""
+
+    url: str = field(repr=False)
+    topology: Topology = "Standalone"
+    sentinel_master: str | None = None
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    hosts: tuple[tuple[str, int], ...]
+    options: dict[str, Any] = field(repr=False)
+
+    @property
+    def where(self) -> str:
+        return ", ".join(f"{host}:{port}" for host, port in self.hosts)
+
+
+def _parse(address: StoreAddress) -> _Endpoint:
+    """Read a URL. Raises StoreError(UrlInvalid), which does not repeat it."""
+    try:
+        parts = urlsplit(address.url.strip())
+        if parts.scheme not in ("redis", "rediss") or not parts.netloc:
+            raise ValueError
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = credentials.partition(":")
+        endpoint_hosts = tuple(_host_and_port(each, _DEFAULT_PORT[address.topology]) for each in hosts.split(","))
+        options: dict[str, Any] = {"db": int(parts.path.strip("/") or 0)}
+    except ValueError:
+        raise StoreError(StoreFailure.URL_INVALID) from None
+    if user:
+        options["username"] = unquote(user)
+    if password:
+        options["password"] = unquote(password)
+    if parts.scheme == "rediss":
+        options["ssl"] = True
+    options.update({name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")})
+    return _Endpoint(endpoint_hosts, options)
+
+
+def _host_and_port(text: str, default_port: int) -> tuple[str, int]:
+    split = urlsplit(f"//{text}")
+    if not split.hostname:
+        raise ValueError
+    return split.hostname, split.port or default_port
+
+
+def _common(timeout: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "decode_responses": True,
+        "protocol": 2,
+        "socket_keepalive": True,
+    }
+
+
+class AsyncStore:
+    """Commands to one store from asyncio. Connects when first used; one pool, shared by all tasks."""
+
+    def __init__(self, address: StoreAddress, *, timeout: float) -> None:
+        self.address = address
+        self.timeout = timeout
+        self._endpoint = _parse(address)
+        self._client: Any = None
+
+    @property
+    def where(self) -> str:
+        """Host and port, for messages."""
+        return self._endpoint.where
+
+    def _connect(self) -> Any:
+        options = self._endpoint.options | _common(self.timeout)
+        options["retry"] = AsyncRetry(NoBackoff(), 0)
+        (host, port), *_ = self._endpoint.hosts
+        if self.address.topology == "Cluster":
+            options.pop("db")
+            nodes = [_AsyncClusterNode(each, at) for each, at in self._endpoint.hosts]
+            return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
+        if self.address.topology == "Sentinel":
+            timeouts = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
+            sentinel = _AsyncSentinel(list(self._endpoint.hosts), sentinel_kwargs=timeouts, **options)
+            return sentinel.master_for(str(self.address.sentinel_master))
+        return redis.asyncio.Redis(host=host, port=port, **options)
+
+    async def execute(self, *command: Argument, target: Any = None) -> Any:
+        """Send one command once and return its reply. Raises StoreError."""
+        if self._client is None:
+            self._client = self._connect()
+        options = {} if target is None else {"target_nodes": target}
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await self._client.execute_command(*command, **options)
+        except (redis.RedisError, OSError, TimeoutError, ssl_module.SSLError) as error:
+            failure = classify(error)
+            if failure in _STALE:
+                await self.close()  # the next command finds the new primary
+            if isinstance(error, redis.ResponseError) and failure is StoreFailure.UNEXPECTED_REPLY:
+                raise
+            raise StoreError(failure, self.where) from None
+
+    async def fcall(self, function: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """Call a function of the library."""
+        return await self.execute("FCALL", function, len(keys), *keys, *arguments)
+
+    async def primaries(self) -> tuple["Primary", ...]:
+        """Return every primary of the store: one, or in a Cluster those the nodes agree on. Raises StoreError."""
+        if self.address.topology != "Cluster":
+            await self.execute("PING")
+            return (Primary(await self._primary_address(), None),)
+        await self.execute("CLUSTER KEYSLOT", "x", target=redis.asyncio.RedisCluster.RANDOM)
+        nodes = cast("list[Any]", self._client.get_primaries())
+        return tuple(Primary(f"{node.host}:{node.port}", node) for node in nodes)
+
+    async def _primary_address(self) -> str:
+        if self.address.topology == "Standalone":
+            return self.where
+        try:
+            host, port = await self._client.connection_pool.get_master_address()
+        except redis.RedisError as error:
+            raise StoreError(classify(error), self.where) from None
+        return f"{host}:{port}"
+
+    async def primary_of(self, key: str) -> str:
+        """Return the address of the primary that holds a key."""
+        if self.address.topology != "Cluster":
+            return await self._primary_address()
+        node = self._client.get_node_from_key(key)
+        return f"{node.host}:{node.port}"
+
+    async def close(self) -> None:
+        """Close all connections; the next command opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+
+@dataclass(frozen=True)
+class Primary:
+    """One primary: its address, and how the client names it as a target (None: there is only one)."""
+
+    address: str
+    target: Any
+
+
+class SyncStore:
+    """Commands to one store from threads. Connects when first used; one pool, shared by all threads."""
+
+    def __init__(self, address: StoreAddress, *, timeout: float) -> None:
+        self.address = address
+        self.timeout = timeout
+        self._endpoint = _parse(address)
+        self._client: Any = None
+
+    def _connect(self) -> Any:
+        options = self._endpoint.options | _common(self.timeout)
+        options["retry"] = Retry(NoBackoff(), 0)
+        (host, port), *_ = self._endpoint.hosts
+        if self.address.topology == "Cluster":
+            options.pop("db")
+            nodes = [_ClusterNode(each, at) for each, at in self._endpoint.hosts]
+            return redis.RedisCluster(startup_nodes=nodes, **options)
+        if self.address.topology == "Sentinel":
+            timeouts = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
+            sentinel = _Sentinel(list(self._endpoint.hosts), sentinel_kwargs=timeouts, **options)
+            return sentinel.master_for(str(self.address.sentinel_master))
+        return redis.Redis(host=host, port=port, **options)
+
+    def execute(self, *command: Argument) -> Any:
+        """Send one command once and return its reply. Raises StoreError."""
+        try:
+            if self._client is None:
+                self._client = self._connect()
+            return self._client.execute_command(*command)
+        except (redis.RedisError, OSError) as error:
+            failure = classify(error)
+            if failure in _STALE:
+                self.close()
+            if isinstance(error, redis.ResponseError) and failure is StoreFailure.UNEXPECTED_REPLY:
+                raise
+            raise StoreError(failure, self._endpoint.where) from None
+
+    def fcall(self, function: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """Call a function of the library."""
+        return self.execute("FCALL", function, len(keys), *keys, *arguments)
+
+    def close(self) -> None:
+        """Close all connections; the next command opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def set_timeout(self, timeout: float) -> None:
+        """Wait so many seconds for each reply from now on."""
+        if timeout != self.timeout:
+            self.timeout = timeout
+            self.close()  # a connection keeps the timeout it was opened with

@@ -1,0 +1,54 @@
+"""The Redis Function library: its text, put together from the Lua files beside this module, and its version."""
+
+import hashlib
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+NAME: Final = "shipkeeper"
+# The first number changes with the wire form; the rest says exactly which text is loaded.
+_MAJOR: Final = "1"
+_TEST_CLOCK_KEY: Final = "shipkeeper:test:now"
+_TEST_CLOCK = f"""
+local function now_microseconds()
+  local injected = call('GET', '{_TEST_CLOCK_KEY}')
+  if injected then return tonumber(injected) end
+  local t = call('TIME')
+  return t[1] * 1000000 + t[2]
+end
+"""
+
+
+@cache
+def library_text() -> str:
+    """Return the library as FUNCTION LOAD takes it."""
+    return _versioned(_joined_source())
+
+
+@cache
+def library_version() -> str:
+    """Return the version that the library in Redis reports about itself, for example 1.3f0a9c21b7de."""
+    return _version_of(_joined_source())
+
+
+def library_text_with_test_clock() -> str:
+    """Return the library with a clock that a key sets (microseconds), for tests alone; its version differs."""
+    source, replaced = re.subn(r"--@clock production\n.*?--@end\n", _TEST_CLOCK, _joined_source(), flags=re.DOTALL)
+    if replaced != 1:
+        raise AssertionError("the library's clock is not marked as expected")
+    return _versioned(source)
+
+
+def _joined_source() -> str:
+    folder = files(__package__) / "library"
+    parts = sorted((part for part in folder.iterdir() if part.name.endswith(".lua")), key=lambda part: part.name)
+    return f"#!lua name={NAME}\n" + "\n".join(part.read_text(encoding="utf-8") for part in parts)
+
+
+def _version_of(source: str) -> str:
+    return f"{_MAJOR}.{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+
+def _versioned(source: str) -> str:
+    return source.replace("@VERSION@", _version_of(source))

@@ -1,0 +1,244 @@
+"""Putting policies and the function library on a store, and reading back what is really there.
+
+Nothing here decides. `read_store` reports what each primary answers, so that "enforced" can rest on what was read,
+never on what was written.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from redis import ResponseError
+
+from shipkeeper.resources.ratelimitpolicy import RateLimitPolicySpec
+
+from .compiler import CompiledPolicy, compile_policy
+from .connection import AsyncStore, Primary, StoreAddress
+from .failures import StoreError, StoreFailure, classify
+from .function_library import library_text, library_version
+from .keys import DEFAULT_PREFIX, PolicyKeys
+from .verdict import instant
+
+DEFAULT_TIMEOUT = timedelta(seconds=2)
+_SCAN_COUNT = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrimaryState:
+    """What one primary answered."""
+
+    address: str
+    run_id: str
+    library_version: str
+    """Empty: the library is not there."""
+    holds_policy: bool
+    """Whether the policy's keys belong on this primary."""
+    config_hash: str
+    """Hash the server computed over the stored policy; empty: none there, or not its part."""
+    may_evict: bool
+    """Whether maxmemory-policy lets Redis drop counters that are in use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreState:
+    """What a whole store answered about one policy."""
+
+    primaries: tuple[PrimaryState, ...]
+    now: datetime
+    """The store's own clock."""
+    denied: dict[str, int]
+    """Calls denied by each rule since the library was loaded."""
+    would_deny: dict[str, int]
+    """Calls that rules in Shadow mode would have denied since then."""
+    busy_subjects: tuple[str, ...]
+    """Subjects nearest to a limit, at most eight, by their calls since the last reading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitUse:
+    """What one subject has used of one limit."""
+
+    name: str
+    amount: int
+    remaining: int
+    resets_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circuit:
+    """The circuit breaker of one subject: the library's numbers for state and last trip."""
+
+    state: int
+    since: datetime | None
+    open_until: datetime | None
+    permits_in_use: int
+    consecutive_failures: int
+    last_trip: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectUse:
+    """What one subject has used under one policy."""
+
+    subject: str
+    limits: tuple[LimitUse, ...]
+    circuit: Circuit | None
+
+
+async def read_store(store: AsyncStore, keys: PolicyKeys) -> StoreState:
+    """Ask every primary for its library, and the policy's primary for the policy. Raises StoreError."""
+    primaries = await store.primaries()
+    holder = await store.primary_of(keys.config)
+    states, status = [], None
+    for primary in primaries:
+        status_there = await _status(store, keys, primary)
+        holds = primary.address == holder
+        if holds:
+            status = status_there
+        states.append(await _primary_state(store, primary, status_there, holds=holds))
+    return StoreState(
+        primaries=tuple(states),
+        now=instant(status[3]) if status else await _clock(store),
+        denied=_counts(status[5]) if status else {},
+        would_deny=_counts(status[6]) if status else {},
+        busy_subjects=tuple(sorted(keys.subject_of(key) for key in status[7])) if status else (),
+    )
+
+
+async def _status(store: AsyncStore, keys: PolicyKeys, primary: Primary) -> list[Any] | None:
+    """Return the library's own status, or None where the library is missing."""
+    try:
+        reply: list[Any] = await _checked(store, "FCALL", "shipkeeper_status", 0, keys.config, target=primary.target)
+    except StoreError as error:
+        if error.failure is StoreFailure.LIBRARY_MISSING:
+            return None
+        raise
+    return reply
+
+
+async def _checked(store: AsyncStore, *command: str | int, target: Any = None) -> Any:
+    try:
+        return await store.execute(*command, target=target)
+    except ResponseError as error:
+        raise StoreError(classify(error), store.where) from None
+
+
+async def _primary_state(store: AsyncStore, primary: Primary, status: list[Any] | None, *, holds: bool) -> PrimaryState:
+    info = await _checked(store, "INFO", "server", "memory", target=primary.target)
+    return PrimaryState(
+        address=primary.address,
+        run_id=str(info.get("run_id", "")),
+        library_version=str(status[0]) if status else "",
+        holds_policy=holds,
+        config_hash=str(status[1]) if status and holds else "",
+        may_evict=bool(info.get("maxmemory"))
+        and str(info.get("maxmemory_policy", "")).startswith(("allkeys", "volatile")),
+    )
+
+
+async def _clock(store: AsyncStore) -> datetime:
+    seconds, microseconds = await _checked(store, "TIME")
+    return datetime.fromtimestamp(int(seconds), UTC) + timedelta(microseconds=int(microseconds))
+
+
+def _counts(flat: list[Any]) -> dict[str, int]:
+    return {str(rule): int(calls) for rule, calls in zip(flat[::2], flat[1::2], strict=True)}
+
+
+async def read_use(store: AsyncStore, keys: PolicyKeys, subject: str) -> SubjectUse:
+    """Return what a subject has used; of an execution's limit nothing is shown. Raises StoreError."""
+    key = keys.state(subject)
+    reply = await _checked(store, "FCALL", "shipkeeper_peek", 1, key, keys.config, 1, "")
+    count, rows = reply[13], reply[14:]
+    limits = tuple(
+        LimitUse(
+            name=rows[i],
+            amount=rows[i + 1],
+            remaining=rows[i + 2],
+            resets_at=instant(rows[i + 3]) if rows[i + 3] else None,
+        )
+        for i in range(0, count * 4, 4)
+    )
+    numbers = await _checked(store, "FCALL", "shipkeeper_circuit", 1, key, keys.config)
+    return SubjectUse(subject=subject, limits=limits, circuit=_circuit(numbers) if numbers else None)
+
+
+def _circuit(numbers: list[int]) -> Circuit:
+    state, since, open_until, permits, failures, trip = numbers
+    return Circuit(
+        state=state,
+        since=instant(since) if since else None,
+        open_until=instant(open_until) if open_until else None,
+        permits_in_use=permits,
+        consecutive_failures=failures,
+        last_trip=trip,
+    )
+
+
+async def install_library(store: AsyncStore, *, text: str | None = None) -> None:
+    """Load the function library on every primary, in place of any other version. Raises StoreError."""
+    for primary in await store.primaries():
+        await _checked(store, "FUNCTION LOAD", "REPLACE", text or library_text(), target=primary.target)
+
+
+async def install_config(
+    store: AsyncStore, keys: PolicyKeys, policy: CompiledPolicy, *, state_lost_at: datetime | None = None
+) -> None:
+    """Store a compiled policy. `state_lost_at` is when counters were last lost, if they were. Raises StoreError."""
+    loss = round(state_lost_at.timestamp() * 1000) if state_lost_at else 0
+    await _checked(store, "SET", keys.config, f"{policy.hash} {loss:013d} {policy.body.decode()}")
+
+
+async def remove_policy(store: AsyncStore, keys: PolicyKeys) -> int:
+    """Remove the policy and every counter under it, and return how many keys there were. Raises StoreError.
+
+    Walks the keyspace in small steps and unlinks, so that a shared Redis is never blocked.
+    """
+    removed = int(await _checked(store, "UNLINK", keys.config, keys.subjects))
+    pattern = _escaped(keys.states) + "*"
+    for primary in await store.primaries():
+        cursor = "0"
+        while True:
+            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            cursor, found = await _checked(store, *command, target=primary.target)
+            if found:
+                removed += int(await _checked(store, "UNLINK", *found))
+            if str(cursor) == "0":
+                break
+    return removed
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{character}" if character in "*?[]\\" else character for character in text)
+
+
+async def install_policy(
+    url: str, spec: RateLimitPolicySpec, *, namespace: str, name: str, library: str | None = None
+) -> CompiledPolicy:
+    """Put a policy and the library on a store without an operator, for tests and for development. Raises StoreError."""
+    address = StoreAddress(url=url, topology=spec.store.topology, sentinel_master=spec.store.sentinel_master)
+    store = AsyncStore(address, timeout=DEFAULT_TIMEOUT.total_seconds())
+    keys = PolicyKeys(namespace=namespace, policy=name, prefix=spec.store.key_prefix or DEFAULT_PREFIX)
+    try:
+        await install_library(store, text=library)
+        policy = compile_policy(spec, keys, now=await _clock(store))
+        await install_config(store, keys, policy)
+    finally:
+        await store.close()
+    return policy
+
+
+__all__ = [
+    "Circuit",
+    "LimitUse",
+    "PrimaryState",
+    "StoreState",
+    "SubjectUse",
+    "install_config",
+    "install_library",
+    "install_policy",
+    "library_version",
+    "read_store",
+    "read_use",
+    "remove_policy",
+]
