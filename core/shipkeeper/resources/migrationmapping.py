@@ -121,8 +121,8 @@ class TimestampFromText(ResourceModel):
     """A naive time that exists twice, as clocks go back: the later instant (standard time), the earlier, or reject."""
     nonexistent: Literal["ShiftForward", "Reject"] = "ShiftForward"
     """A naive time that a clock change skips: read with the offset before it (02:30 becomes 03:30), or reject."""
-    when_empty: Literal["Reject", "Null", "RunStart"] = "Reject"
-    """Null or empty text: reject the row, give null, or the instant at which the step began (the same for every row and
+    when_empty: Literal["Reject", "SetNull", "RunStart"] = "Reject"
+    """Null or empty text: reject the row, set null, or the instant at which the step began (the same for every row and
     every resumption)."""
 
     @model_validator(mode="after")
@@ -152,10 +152,10 @@ class Lookup(ResourceModel):
     """Its column whose value is taken."""
     match: tuple[LookupMatch, ...] = Field(min_length=1, max_length=4)
     """Ways to find the row, in order. The first whose source column is neither null nor empty decides."""
-    when_missing: Literal["Reject", "Null"] = "Reject"
-    """No row matches: reject the row, or give null."""
-    when_several: Literal["Reject", "Null", "Lowest"] = "Reject"
-    """Several rows match: reject the row, give null, or take the lowest value."""
+    when_missing: Literal["Reject", "SetNull"] = "Reject"
+    """No row matches: reject the row, or set null."""
+    when_several: Literal["Reject", "SetNull", "Lowest"] = "Reject"
+    """Several rows match: reject the row, set null, or take the lowest value."""
 
 
 CaseTest = Literal["Empty", "NotEmpty", "Equals", "NotEquals"]

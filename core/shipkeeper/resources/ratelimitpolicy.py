@@ -48,7 +48,7 @@ class Store(ResourceModel):
 
 LimitName = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 
-_PERIOD_PATTERN = r"^(Second|Minute|Hour|Day|Week|Month|Execution|([0-9]+(\.[0-9]+)?(ms|s|m|h))+)$"
+_PERIOD_PATTERN = r"^(Second|Minute|Hour|Day|Week|Month|Execution|([0-9]{1,8}(\.[0-9]{1,9})?(ms|s|m|h))+)$"
 _NAMED = "['Second', 'Minute', 'Hour', 'Day', 'Week', 'Month', 'Execution']"
 
 _PERIOD_RANGE = "period must be at least 1s and at most 8784h (366 days)"
@@ -107,7 +107,8 @@ class Limit(ResourceModel):
     burst: int | None = Field(default=None, ge=1, le=MAX_AMOUNT)
     """At most so many units at once; they come back evenly, amount per period. The amount per period holds as well."""
     mode: RuleMode = "Enforce"
-    """Enforce: deny above the amount. Shadow: count and report, never deny. Off: no effect, nothing counted."""
+    """Enforce: deny above the amount. Shadow: count and report, never deny. Off: no effect, nothing counted (write it
+    in quotes: YAML reads a bare Off as false)."""
 
     @model_validator(mode="after")
     def _window_can_exist(self) -> Self:
@@ -151,7 +152,7 @@ class Spacing(ResourceModel):
     max: Span
     """Longest pause, for example 180s. Equal to min: the pause is fixed."""
     mode: RuleMode = "Enforce"
-    """Enforce: deny during the pause. Shadow: admit and report. Off: no effect."""
+    """Enforce: deny during the pause. Shadow: admit and report. Off: no effect (write it in quotes)."""
 
     @model_validator(mode="after")
     def _min_up_to_max(self) -> Self:
@@ -245,7 +246,7 @@ class RateLimitPolicySpec(ResourceModel):
     """The Redis that holds the counters."""
     mode: Literal["Enforce", "Shadow", "Off"] = "Enforce"
     """Enforce: calls are denied. Shadow: every rule is at most Shadow: calls pass and status says which would not.
-    Off: calls pass, nothing is counted."""
+    Off: calls pass, nothing is counted (write it in quotes: YAML reads a bare Off as false)."""
     time_zone: TimeZone = "UTC"
     """The IANA time zone of calendar windows and active hours, for example Europe/Paris."""
     limits: tuple[Limit, ...] = Field(default=(), max_length=16, json_schema_extra=list_map("name"))

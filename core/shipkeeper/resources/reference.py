@@ -95,7 +95,7 @@ def _section(heading: str, name: str, schema: Schema, *, with_defaults: bool) ->
         ),
     ]
     if rules:
-        parts.append(f"Rules of {name}:\n\n" + "\n".join(rules))
+        parts.append("Rules:\n\n" + "\n".join(rules))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -36,7 +36,8 @@ TimeZone = Annotated[
 ]
 """An IANA time zone, spelled as in the zone database."""
 
-_SPAN_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
+# At most eight digits a part, as in a Duration: what fits into 32 characters then also fits into a timedelta.
+_SPAN_PATTERN = r"^([0-9]{1,8}(\.[0-9]{1,9})?(ms|s|m|h))+$"
 
 Span = Annotated[str, Field(pattern=_SPAN_PATTERN, max_length=32)]
 """A span of time in h, m, s and ms, which CEL can compare (it knows no days: seven days are 168h)."""
@@ -131,7 +132,7 @@ class ActiveHours(ResourceModel):
     """When calls are admitted. Outside, a call is denied until the next opening."""
 
     mode: RuleMode = "Enforce"
-    """Enforce: deny outside. Shadow: admit and report. Off: no effect."""
+    """Enforce: deny outside. Shadow: admit and report. Off: no effect (write it in quotes)."""
     rules: tuple[ActiveRule, ...] = Field(min_length=1, max_length=16)
     """The weekly active time: the union of all rules."""
     exceptions: tuple[ActiveException, ...] = Field(default=(), max_length=128, json_schema_extra=list_map("date"))
