@@ -1,0 +1,26 @@
+"""The kinds this operator reconciles, each with its way to look, to decide and to act."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from shipkeeper.resources import migrationjob
+from shipkeeper_operator.children.migrationjob import WorkerSettings
+from shipkeeper_operator.controller import ResourceController
+from shipkeeper_operator.observe import migrationjob as observe_migrationjob
+from shipkeeper_operator.reconcile import migrationjob as reconcile_migrationjob
+from shipkeeper_operator.settings import Settings
+
+
+def registrations(settings: Settings) -> Sequence[ResourceController[Any, Any, Any, Any]]:
+    """Return the controllers of the three kinds."""
+    worker = WorkerSettings(image=settings.worker_image)
+    return (
+        ResourceController(
+            kind=migrationjob.KIND,
+            observe=observe_migrationjob.observe,
+            reconcile=partial(reconcile_migrationjob.reconcile, settings=worker),
+            references=reconcile_migrationjob.references,
+            child_kinds=("Job", "ConfigMap", "ServiceAccount", "Role", "RoleBinding"),
+        ),
+    )
