@@ -72,7 +72,9 @@ def collect_logs(kubectl: Kubectl, folder: Path) -> None:
         everything = "all,shipkeeper,events,configmaps"
         options = ("--namespace", namespace)
         (folder / f"{namespace}.txt").write_text(kubectl.run("get", everything, *options, "--output", "wide"))
-        (folder / f"{namespace}.yaml").write_text(kubectl.run("get", "pods,jobs,shipkeeper", *options, "--output", "yaml"))
+        (folder / f"{namespace}.yaml").write_text(
+            kubectl.run("get", "pods,jobs,shipkeeper", *options, "--output", "yaml")
+        )
         for pod in kubectl.list("pods", namespace=namespace):
             name = pod["metadata"]["name"]
             log = _log_of(kubectl, name, namespace=namespace)

@@ -1,4 +1,4 @@
-"""The legacy rows: generated in the cluster by the sample application's own generator, which knows what becomes of them."""
+"""The legacy rows, generated in the cluster by the application's own generator, which knows what becomes of them."""
 
 import json
 from dataclasses import dataclass

@@ -53,7 +53,7 @@ def run(steps: Steps) -> Story:
             app=app,
             counts=report.count(kubectl, namespace=NAMESPACE),
             valid_indexes=report.valid_indexes(kubectl, namespace=NAMESPACE),
-            ready=sends.ask(kubectl, "/ready", namespace=NAMESPACE),
+            ready=sends.call(kubectl, "GET", "/ready", namespace=NAMESPACE),
             sends=sends.attempt(kubectl, SENDS, namespace=NAMESPACE),
         )
 
