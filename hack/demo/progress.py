@@ -43,7 +43,7 @@ def _progress(found: dict[str, Any]) -> str:
 
 
 def _is_throttled(status: dict[str, Any]) -> bool:
-    return status.get("throttle", {}).get("reason", "None") != "None"
+    return bool(status.get("throttle", {}).get("reason", "None") != "None")
 
 
 def wait_until_ready(kubectl: Kubectl, kind: str, name: str, *, namespace: str, timeout: float = 180) -> dict[str, Any]:
