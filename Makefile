@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 ##@ Main
 .PHONY: help demo test
 help: ## List the targets.
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready ## The main job from nothing: a cluster, the operator, the sample application, a report.
 	PYTHONPATH=hack:hack/localcluster $(BIN)/python -m demo
@@ -29,6 +29,9 @@ test: $(VENV)/.ready programs verify lint type ## All checks and tests, with cov
 
 ##@ Develop
 .PHONY: venv programs lock fmt lint type verify crds test-unit test-integration test-cluster test-e2e bench clean
+programs: ## PostgreSQL, Redis and the programs of Kubernetes that the tests start.
+	PYTHONPATH=hack/localcluster $(PYTHON) hack/prepare-tests
+
 venv: $(VENV)/.ready ## The Python environment, with locked versions.
 $(VENV)/.ready: pyproject.toml hack/requirements/development.txt hack/create-venv
 	hack/create-venv $(PYTHON) $(VENV)
