@@ -156,16 +156,16 @@ def redis_cluster(primaries: int = 3) -> Iterator[list[RedisServer]]:
         command = [redis_program("redis-cli"), "-a", PASSWORD, "--no-auth-warning", "--cluster", "create", *addresses]
         subprocess.run([*command, "--cluster-yes"], check=True, stdout=subprocess.DEVNULL, timeout=60)
         for server in servers:
-            _wait_for(lambda server=server: "cluster_state:ok" in _cluster_info(server), "the cluster's slots")
+            _wait_for(lambda server=server: _cluster_state(server) == "ok", "the cluster's slots")
         yield servers
     finally:
         for server in servers:
             server.close()
 
 
-def _cluster_info(server: RedisServer) -> str:
+def _cluster_state(server: RedisServer) -> str:
     with server.client() as client:
-        return str(client.execute_command("CLUSTER INFO", NEVER_DECODE=True))
+        return str(client.execute_command("CLUSTER INFO")["cluster_state"])
 
 
 @dataclass(frozen=True)

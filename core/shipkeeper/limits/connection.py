@@ -5,10 +5,9 @@ are off, and every failure leaves as a `StoreError` with a named reason and with
 """
 
 import asyncio
-import ssl as ssl_module
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
@@ -125,11 +124,15 @@ class AsyncStore:
         """Send one command once and return its reply. Raises StoreError."""
         if self._client is None:
             self._client = self._connect()
-        options = {} if target is None else {"target_nodes": target}
+        # A node of a Cluster takes commands by itself: nothing is merged over nodes then.
+        executor = self._client if target is None else target
+        return await self._answer(executor.execute_command(*command))
+
+    async def _answer(self, exchange: Awaitable[Any]) -> Any:
         try:
             async with asyncio.timeout(self.timeout):
-                return await self._client.execute_command(*command, **options)
-        except (redis.RedisError, OSError, TimeoutError, ssl_module.SSLError) as error:
+                return await exchange
+        except (redis.RedisError, OSError, TimeoutError) as error:
             failure = classify(error)
             if failure in _STALE:
                 await self.close()  # the next command finds the new primary
@@ -146,17 +149,16 @@ class AsyncStore:
         if self.address.topology != "Cluster":
             await self.execute("PING")
             return (Primary(await self._primary_address(), None),)
-        await self.execute("CLUSTER KEYSLOT", "x", target=redis.asyncio.RedisCluster.RANDOM)
-        nodes = cast("list[Any]", self._client.get_primaries())
-        return tuple(Primary(f"{node.host}:{node.port}", node) for node in nodes)
+        if self._client is None:
+            self._client = self._connect()
+        await self._answer(self._client.initialize())
+        await self._answer(self._client.nodes_manager.initialize())  # nodes may have come or changed their part
+        return tuple(Primary(f"{node.host}:{node.port}", node) for node in self._client.get_primaries())
 
     async def _primary_address(self) -> str:
         if self.address.topology == "Standalone":
             return self.where
-        try:
-            host, port = await self._client.connection_pool.get_master_address()
-        except redis.RedisError as error:
-            raise StoreError(classify(error), self.where) from None
+        host, port = await self._answer(self._client.connection_pool.get_master_address())
         return f"{host}:{port}"
 
     async def primary_of(self, key: str) -> str:

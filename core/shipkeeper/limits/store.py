@@ -4,7 +4,6 @@ Nothing here decides. `read_store` reports what each primary answers, so that "e
 never on what was written.
 """
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,74 +14,13 @@ from shipkeeper.resources.ratelimitpolicy import RateLimitPolicySpec
 from .compiler import CompiledPolicy, compile_policy
 from .connection import AsyncStore, Primary, StoreAddress
 from .failures import StoreError, StoreFailure, classify
-from .function_library import library_text, library_version
+from .function_library import library_text
 from .keys import DEFAULT_PREFIX, PolicyKeys
+from .store_state import Circuit, LimitUse, PrimaryState, StoreState, SubjectUse
 from .verdict import instant
 
 DEFAULT_TIMEOUT = timedelta(seconds=2)
 _SCAN_COUNT = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrimaryState:
-    """What one primary answered."""
-
-    address: str
-    run_id: str
-    library_version: str
-    """Empty: the library is not there."""
-    holds_policy: bool
-    """Whether the policy's keys belong on this primary."""
-    config_hash: str
-    """Hash the server computed over the stored policy; empty: none there, or not its part."""
-    may_evict: bool
-    """Whether maxmemory-policy lets Redis drop counters that are in use."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreState:
-    """What a whole store answered about one policy."""
-
-    primaries: tuple[PrimaryState, ...]
-    now: datetime
-    """The store's own clock."""
-    denied: dict[str, int]
-    """Calls denied by each rule since the library was loaded."""
-    would_deny: dict[str, int]
-    """Calls that rules in Shadow mode would have denied since then."""
-    busy_subjects: tuple[str, ...]
-    """Subjects nearest to a limit, at most eight, by their calls since the last reading."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LimitUse:
-    """What one subject has used of one limit."""
-
-    name: str
-    amount: int
-    remaining: int
-    resets_at: datetime | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Circuit:
-    """The circuit breaker of one subject: the library's numbers for state and last trip."""
-
-    state: int
-    since: datetime | None
-    open_until: datetime | None
-    permits_in_use: int
-    consecutive_failures: int
-    last_trip: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubjectUse:
-    """What one subject has used under one policy."""
-
-    subject: str
-    limits: tuple[LimitUse, ...]
-    circuit: Circuit | None
 
 
 async def read_store(store: AsyncStore, keys: PolicyKeys) -> StoreState:
@@ -91,29 +29,32 @@ async def read_store(store: AsyncStore, keys: PolicyKeys) -> StoreState:
     holder = await store.primary_of(keys.config)
     states, status = [], None
     for primary in primaries:
-        status_there = await _status(store, keys, primary)
         holds = primary.address == holder
         if holds:
-            status = status_there
-        states.append(await _primary_state(store, primary, status_there, holds=holds))
+            status = await _library(store, primary, "shipkeeper_status", keys.config)
+            version, config_hash = (str(status[0]), str(status[1])) if status else ("", "")
+        else:
+            # In a Cluster this primary may not touch the policy's key.
+            version, config_hash = str(await _library(store, primary, "shipkeeper_version") or ""), ""
+        states.append(await _primary_state(store, primary, version, config_hash, holds=holds))
     return StoreState(
         primaries=tuple(states),
         now=instant(status[3]) if status else await _clock(store),
         denied=_counts(status[5]) if status else {},
         would_deny=_counts(status[6]) if status else {},
+        state_lost_at=instant(status[2]) if status and status[2] else None,
         busy_subjects=tuple(sorted(keys.subject_of(key) for key in status[7])) if status else (),
     )
 
 
-async def _status(store: AsyncStore, keys: PolicyKeys, primary: Primary) -> list[Any] | None:
-    """Return the library's own status, or None where the library is missing."""
+async def _library(store: AsyncStore, primary: Primary, function: str, *arguments: str) -> Any:
+    """Call a function without keys on one primary; None where the library is missing."""
     try:
-        reply: list[Any] = await _checked(store, "FCALL", "shipkeeper_status", 0, keys.config, target=primary.target)
+        return await _checked(store, "FCALL", function, 0, *arguments, target=primary.target)
     except StoreError as error:
         if error.failure is StoreFailure.LIBRARY_MISSING:
             return None
         raise
-    return reply
 
 
 async def _checked(store: AsyncStore, *command: str | int, target: Any = None) -> Any:
@@ -123,16 +64,18 @@ async def _checked(store: AsyncStore, *command: str | int, target: Any = None) -
         raise StoreError(classify(error), store.where) from None
 
 
-async def _primary_state(store: AsyncStore, primary: Primary, status: list[Any] | None, *, holds: bool) -> PrimaryState:
+async def _primary_state(
+    store: AsyncStore, primary: Primary, version: str, config_hash: str, *, holds: bool
+) -> PrimaryState:
     info = await _checked(store, "INFO", "server", "memory", target=primary.target)
+    policy = str(info.get("maxmemory_policy", ""))
     return PrimaryState(
         address=primary.address,
         run_id=str(info.get("run_id", "")),
-        library_version=str(status[0]) if status else "",
+        library_version=version,
         holds_policy=holds,
-        config_hash=str(status[1]) if status and holds else "",
-        may_evict=bool(info.get("maxmemory"))
-        and str(info.get("maxmemory_policy", "")).startswith(("allkeys", "volatile")),
+        config_hash=config_hash,
+        may_evict=bool(info.get("maxmemory")) and policy.startswith(("allkeys", "volatile")),
     )
 
 
@@ -194,18 +137,18 @@ async def remove_policy(store: AsyncStore, keys: PolicyKeys) -> int:
 
     Walks the keyspace in small steps and unlinks, so that a shared Redis is never blocked.
     """
+    # First the policy: without it no call makes a new counter.
     removed = int(await _checked(store, "UNLINK", keys.config, keys.subjects))
-    pattern = _escaped(keys.states) + "*"
-    for primary in await store.primaries():
-        cursor = "0"
-        while True:
-            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
-            cursor, found = await _checked(store, *command, target=primary.target)
-            if found:
-                removed += int(await _checked(store, "UNLINK", *found))
-            if str(cursor) == "0":
-                break
-    return removed
+    holder = await store.primary_of(keys.config)
+    target = next(primary.target for primary in await store.primaries() if primary.address == holder)
+    cursor, pattern = "0", _escaped(keys.states) + "*"
+    while True:
+        command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+        cursor, found = await _checked(store, *command, target=target)
+        if found:
+            removed += int(await _checked(store, "UNLINK", *found))
+        if str(cursor) == "0":
+            return removed
 
 
 def _escaped(text: str) -> str:
@@ -226,19 +169,3 @@ async def install_policy(
     finally:
         await store.close()
     return policy
-
-
-__all__ = [
-    "Circuit",
-    "LimitUse",
-    "PrimaryState",
-    "StoreState",
-    "SubjectUse",
-    "install_config",
-    "install_library",
-    "install_policy",
-    "library_version",
-    "read_store",
-    "read_use",
-    "remove_policy",
-]

@@ -37,8 +37,6 @@ class LimitStatus(ResourceModel):
     """Units left in the current window."""
     subject: str = Field(default="", max_length=256)
     """The subject whose use is shown: the one nearest to the limit."""
-    window_start: Instant | None = None
-    """When the current window began."""
     resets_at: Instant | None = None
     """When all units are back; absent when nothing is used."""
     denied: int = Field(default=0, ge=0, json_schema_extra={"format": "int64"})
