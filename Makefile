@@ -39,9 +39,11 @@ $(VENV)/.ready: pyproject.toml hack/requirements/development.txt hack/create-ven
 
 lock: venv ## Choose and lock the newest versions that pyproject.toml allows.
 	export UV_CUSTOM_COMPILE_COMMAND="make lock"
-	compile="$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate pyproject.toml"
-	$$compile --extra operator --extra migrations -o hack/requirements/operator.txt
-	$$compile --all-extras -c hack/requirements/operator.txt -o hack/requirements/development.txt
+	compile="$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate"
+	$$compile pyproject.toml --extra operator --extra migrations -o hack/requirements/operator.txt
+	$$compile pyproject.toml --all-extras -c hack/requirements/operator.txt -o hack/requirements/development.txt
+	$$compile examples/birthday-app/pyproject.toml --no-emit-package shipkeeper -c hack/requirements/development.txt \
+	  -o examples/birthday-app/requirements.txt
 
 fmt: venv ## Format the code.
 	$(BIN)/ruff format .
