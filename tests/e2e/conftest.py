@@ -4,11 +4,11 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from support.kubernetes import StoryNamespace
 
 from demo.kubectl import Kubectl
 from demo.steps import Steps
 from demo.story import Story, run
+from support.kubernetes import StoryNamespace
 
 
 @pytest.fixture(scope="session")

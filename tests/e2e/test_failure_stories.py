@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from support.kubernetes import StoryNamespace
 
 from demo.cluster import APP_IMAGE, ROOT
+from support.kubernetes import StoryNamespace
 
 pytestmark = pytest.mark.e2e
 

@@ -4,10 +4,10 @@ import time
 from typing import Any
 
 import pytest
-from support.kubernetes import StoryNamespace
 
 from demo.kubectl import Kubectl, condition
 from demo.story import NAMESPACE, OPERATOR_NAMESPACE, POLICY, Story
+from support.kubernetes import StoryNamespace
 
 pytestmark = pytest.mark.e2e
 

@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 import yaml
+
 from localcluster import programs
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[3]
 OWN_IMAGE = "shipkeeper/operator:v0.1.0"
-CHART_ONLY_LABELS = {"app.kubernetes.io/instance", "app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart"}
+CHART_ONLY_LABELS = {
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/version",
+    "app.kubernetes.io/managed-by",
+    "helm.sh/chart",
+}
 
 
 def _program(name: str) -> str:
