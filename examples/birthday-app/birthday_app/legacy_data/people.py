@@ -70,7 +70,7 @@ def contact_row(number: int, person: Person) -> dict[str, Any]:
         "fit_score": (number % 100) / 100,
         "skills": ["python", "sql"] if number % 4 == 0 else None,
         "work_history": None,
-        "birth_date": None if number % 61 == 0 else born,
+        "birth_date": None if number % 59 == 0 else born,
         "last_birthday_message_at": None,
         "status": "blacklisted" if number % 97 == 0 else STATUSES[number % len(STATUSES)],
         "created_at": created,

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any, Literal
 
 from birthday_app.legacy_data.people import MOST_CONTACTS, Person, make_people, missing_contact_id
@@ -35,6 +36,8 @@ TEXTS = (
 
 # Of 10,000 rows: how they name their contact.
 NAMING = {"by id": 9_100, "by name": 600, "unknown": 120, "ambiguous": 80, "misspelt": 40, "gone": 60}
+_NAMINGS = tuple(NAMING)
+_NAMING_CUMULATIVE = tuple(accumulate(NAMING.values()))
 # Of 10,000 rows: what is odd about when.
 UNREADABLE_TIME = 150
 EMPTY_TIME = 100
@@ -84,7 +87,7 @@ def make_rows(count: int, people: Sequence[Person]) -> Iterator[LegacyRow]:
 
 def _whom(dice: random.Random, person: Person, named_once: Sequence[Person], homonyms: Sequence[Person]) -> Whom:
     other = dice.choice(named_once)
-    match dice.choices(list(NAMING), weights=list(NAMING.values()))[0]:
+    match dice.choices(_NAMINGS, cum_weights=_NAMING_CUMULATIVE)[0]:
         case "by name":
             return Whom(None, other.name, other.id)
         case "unknown":

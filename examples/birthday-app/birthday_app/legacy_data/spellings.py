@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 
 import pytz
 
@@ -57,6 +58,9 @@ TO_THE_DAY: tuple[tuple[int, Spelling], ...] = (
     (12, lambda local: f"{local:%Y-%m-%d}"),
     (8, lambda local: f"{local:%d/%m/%Y}"),
 )
+_WAYS = SPELLINGS + TO_THE_MINUTE + TO_THE_DAY
+_CUMULATIVE = tuple(accumulate(weight for weight, _ in _WAYS))
+
 EMPTY = ("", " ", "   ")
 UNREADABLE = (
     "hier", "lundi matin", "1er mars {year}", "{year}-02-30T10:00:00", "{year}-13-01", "{year}-05-04 25:00", "??",
@@ -75,8 +79,7 @@ class Written:
 
 def write(local: datetime, dice: random.Random) -> Written:
     """Write the wall-clock time (whole seconds, in the daytime) in one of the ways, and say what it then stands for."""
-    ways = SPELLINGS + TO_THE_MINUTE + TO_THE_DAY
-    way = dice.choices(ways, weights=[weight for weight, _ in ways])[0]
+    way = dice.choices(_WAYS, cum_weights=_CUMULATIVE)[0]
     if way in TO_THE_MINUTE:
         local = local.replace(second=0)
     elif way in TO_THE_DAY:
