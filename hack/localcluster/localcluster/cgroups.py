@@ -40,9 +40,9 @@ def remove(name: str) -> None:
     Raises LocalClusterError where something in it does not end.
     """
     deadline = time.monotonic() + END_SECONDS
-    while not all([_remove_tree(top / name) for top in _hierarchies()]):
+    while left := [top / name for top in _hierarchies() if not _remove_tree(top / name)]:
         if time.monotonic() > deadline:
-            raise LocalClusterError(f"The control group {name} cannot be removed: processes in it do not end.")
+            raise LocalClusterError(f"{left[0]} cannot be removed: processes in it do not end.")
         time.sleep(0.05)
 
 

@@ -47,7 +47,7 @@ def missing(packages: Iterable[str]) -> list[str]:
 def ensure(packages: Iterable[str]) -> None:
     """Install what is missing of the packages.
 
-    Raises LocalClusterError, which names the packages, where this is not Debian, the user is not root, or apt-get fails.
+    Raises LocalClusterError, which names the packages, where this is not Debian, the user is not root or apt-get fails.
     """
     lacking = missing(packages)
     if not lacking:

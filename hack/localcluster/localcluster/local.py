@@ -17,6 +17,7 @@ from localcluster.errors import LocalClusterError
 from localcluster.hostnetwork import HostNetwork, free_network, upstream_resolvers
 from localcluster.locks import exclusive
 from localcluster.nodeconfig import NODE_NAME, NodeLayout, system_objects
+from localcluster.pause import pause_archive
 from localcluster.progress import say, step
 from localcluster.shell import run
 from localcluster.subnets import Network
@@ -41,7 +42,9 @@ class LocalProvider:
     def create(self) -> None:
         """See Provider."""
         if os.geteuid() != 0:
-            raise LocalClusterError("The local cluster makes namespaces and links: run it as root, or use CLUSTER=kind.")
+            raise LocalClusterError(
+                "The local cluster makes namespaces and links: run it as root, or use CLUSTER=kind."
+            )
         debian.ensure(debian.NODE_PACKAGES)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with exclusive(paths.clusters_folder() / f"{self.name}.lock", f"working on the cluster {self.name}"):
@@ -127,9 +130,7 @@ class LocalProvider:
     def _network(self) -> Network:
         """The addresses of this cluster; chosen once, kept for its life."""
         if not self._network_file.exists():
-            reserved = [
-                ipaddress.IPv4Network(json.loads(path.read_text())["block"]) for path in self._other_clusters()
-            ]
+            reserved = [ipaddress.IPv4Network(json.loads(path.read_text())["block"]) for path in self._other_clusters()]
             paths.write_atomically(self._network_file, json.dumps({"block": str(free_network(reserved).block)}))
         return Network(ipaddress.IPv4Network(json.loads(self._network_file.read_text())["block"]))
 
@@ -174,13 +175,9 @@ class LocalProvider:
             if time.monotonic() > deadline:
                 raise LocalClusterError(f"The cluster does not become healthy: {problems}. Logs: {self._files.logs}")
             time.sleep(0.1)
-        layout.control_plane.write_kubeconfig_for(
-            layout.control_plane.kubeconfig, layout.control_plane.administrator()
-        )
+        layout.control_plane.write_kubeconfig_for(layout.control_plane.kubeconfig, layout.control_plane.administrator())
 
     def _load_pause_image(self, layout: NodeLayout) -> None:
-        from localcluster.images.pause import pause_archive
-
         deadline = time.monotonic() + NODE_SECONDS
         while not accepts_connections(f"unix:{layout.containerd_socket}") and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -245,4 +242,6 @@ def wait_for_namespace(pid: int) -> None:
             if Path(f"/proc/{pid}/ns/net").readlink() != own:
                 return
         time.sleep(0.02)
-    raise LocalClusterError("The node's namespaces could not be made; are you root outside of an unprivileged container?")
+    raise LocalClusterError(
+        "The node's namespaces could not be made; are you root outside of an unprivileged container?"
+    )

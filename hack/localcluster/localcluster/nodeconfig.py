@@ -192,7 +192,9 @@ class NodeLayout:
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         }
         path = self._write("kube-proxy.json", config)
-        return Component(name="kube-proxy", needs=(api,), command=(str(self.programs["kube-proxy"]), f"--config={path}"))
+        return Component(
+            name="kube-proxy", needs=(api,), command=(str(self.programs["kube-proxy"]), f"--config={path}")
+        )
 
     def _coredns(self, api: str) -> Component:
         kubeconfig = self._kubeconfig("system:coredns")

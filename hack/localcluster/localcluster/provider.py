@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from localcluster.errors import LocalClusterError
+from localcluster.kind import KindProvider
+from localcluster.local import LocalProvider
 
 
 class Provider(Protocol):
@@ -40,17 +42,19 @@ def docker_answers() -> bool:
     return subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=30).returncode == 0
 
 
-def choose_provider(cluster: str) -> Provider:
-    """The provider that CLUSTER=kind|local asks for; else kind where a Docker engine answers, else local.
+def provider_name() -> str:
+    """`kind` or `local`: what CLUSTER asks for, else kind where a Docker engine answers.
 
     Raises LocalClusterError where CLUSTER is something else.
     """
-    from localcluster.kind import KindProvider
-    from localcluster.local import LocalProvider
-
     wanted = os.environ.get("CLUSTER") or ("kind" if docker_answers() else "local")
-    if wanted == "kind":
-        return KindProvider(cluster)
-    if wanted == "local":
-        return LocalProvider(cluster)
-    raise LocalClusterError(f"CLUSTER={wanted} is unknown. Use CLUSTER=kind (with a Docker engine) or CLUSTER=local.")
+    if wanted not in ("kind", "local"):
+        raise LocalClusterError(
+            f"CLUSTER={wanted} is unknown. Use CLUSTER=kind (with a Docker engine) or CLUSTER=local."
+        )
+    return wanted
+
+
+def choose_provider(cluster: str) -> Provider:
+    """The provider of a cluster, see `provider_name`."""
+    return KindProvider(cluster) if provider_name() == "kind" else LocalProvider(cluster)

@@ -77,5 +77,3 @@ def choose(used: Iterable[ipaddress.IPv4Network]) -> Network:
         if not any(block.overlaps(network) for network in occupied):
             return Network(block)
     raise LocalClusterError("No free subnet for a cluster between 10.213.0.0/16 and 10.249.0.0/16.")
-
-

@@ -26,7 +26,7 @@ def pause_archive() -> Path:
 
 
 def docker_archive(program: bytes, tag: str) -> bytes:
-    """A docker archive with an image whose only file and entry point is `/pause`. The same bytes from the same input."""
+    """A docker archive with an image whose only file and entry point is `/pause`; the same bytes from the same input."""
     layer = _tar({"pause": program}, mode=0o755)
     config = {
         "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
@@ -37,7 +37,9 @@ def docker_archive(program: bytes, tag: str) -> bytes:
     config_text = json.dumps(config).encode()
     config_name = f"{hashlib.sha256(config_text).hexdigest()}.json"
     manifest = [{"Config": config_name, "RepoTags": [tag], "Layers": ["layer.tar"]}]
-    return _tar({"manifest.json": json.dumps(manifest).encode(), config_name: config_text, "layer.tar": layer}, mode=0o644)
+    return _tar(
+        {"manifest.json": json.dumps(manifest).encode(), config_name: config_text, "layer.tar": layer}, mode=0o644
+    )
 
 
 def _tar(files: dict[str, bytes], *, mode: int) -> bytes:
