@@ -10,6 +10,20 @@ from .kinds import Kind, PrinterColumn
 from .ratelimitpolicy_status import RateLimitPolicyStatus
 from .schedule import ActiveHours, RuleMode, Span, TimeOfDay, TimeZone, Weekday, milliseconds
 
+__all__ = [
+    "CALENDAR_PERIODS",
+    "EXECUTION",
+    "KIND",
+    "Limit",
+    "LocalBudget",
+    "OnStoreUnavailable",
+    "RateLimitPolicy",
+    "RateLimitPolicySpec",
+    "RateLimitPolicyStatus",
+    "Spacing",
+    "Store",
+]
+
 CalendarPeriod = Literal["Second", "Minute", "Hour", "Day", "Week", "Month"]
 CALENDAR_PERIODS: Final[tuple[CalendarPeriod, ...]] = ("Second", "Minute", "Hour", "Day", "Week", "Month")
 EXECUTION: Final = "Execution"

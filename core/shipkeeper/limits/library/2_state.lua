@@ -66,6 +66,7 @@ end
 
 local RESERVATION = 32 -- bytes: identity 16, end of the lease 6, cost 4, charged at 6
 local BREAKER_MEMORY = 7 * 86400000 -- failures of a slow caller are remembered over a week end
+local REPORT_MEMORY = 3600000 -- the generation that a permit names is kept for the call's report
 
 -- The instant after which nothing in the state matters.
 local function expiry(cfg, state, now)
@@ -84,6 +85,8 @@ local function expiry(cfg, state, now)
   local b = cfg.breaker
   if b and (v[b.at] > 0 or v[b.at + 4] > 0 or v[b.at + 5] > 0 or #state.window > 0) then
     last = max(last, max(now, v[b.at + 3]) + BREAKER_MEMORY)
+  elseif b and v[b.at + 1] > 0 then
+    last = max(last, now + REPORT_MEMORY)
   end
   for i = 1, #state.reservations, RESERVATION do
     last = max(last, (struct.unpack('<I6', state.reservations, i + 16)))

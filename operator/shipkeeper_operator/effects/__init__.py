@@ -1,0 +1,1 @@
+"""One module per resource that writes outside the API server. I/O, no decisions."""
