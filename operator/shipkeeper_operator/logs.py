@@ -37,16 +37,10 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         _Formatter(
-            "{levelname}{message}",
-            style="{",
+            ["levelname", "name", "message"],
             timestamp=True,
-            rename_fields={"levelname": "level", "exc_info": "exception"},
-            reserved_attrs=[
-                attribute
-                for attribute in logging.LogRecord("", 0, "", 0, "", None, None).__dict__
-                if attribute not in ("levelname", "msg", "exc_info")
-            ]
-            + ["taskName"],
+            rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
+            rename_fields_keep_missing=False,
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
