@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from shipkeeper.resources import migrationjob
+from shipkeeper.resources import migrationjob, ratelimitpolicy
 from shipkeeper_operator.children.migrationjob import WorkerSettings
 from shipkeeper_operator.controller import ResourceController
+from shipkeeper_operator.effects import ratelimitpolicy as effects_ratelimitpolicy
 from shipkeeper_operator.observe import migrationjob as observe_migrationjob
+from shipkeeper_operator.observe import ratelimitpolicy as observe_ratelimitpolicy
 from shipkeeper_operator.reconcile import migrationjob as reconcile_migrationjob
+from shipkeeper_operator.reconcile import ratelimitpolicy as reconcile_ratelimitpolicy
 from shipkeeper_operator.settings import Settings
 
 
@@ -16,6 +19,14 @@ def registrations(settings: Settings) -> Sequence[ResourceController[Any, Any, A
     """Return the controllers of the three kinds."""
     worker = WorkerSettings(image=settings.worker_image)
     return (
+        ResourceController(
+            kind=ratelimitpolicy.KIND,
+            observe=observe_ratelimitpolicy.observe,
+            reconcile=reconcile_ratelimitpolicy.reconcile,
+            references=reconcile_ratelimitpolicy.references,
+            child_kinds=(),
+            perform=effects_ratelimitpolicy.perform,
+        ),
         ResourceController(
             kind=migrationjob.KIND,
             observe=observe_migrationjob.observe,
