@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from demo.kubectl import Kubectl
@@ -11,8 +12,8 @@ from demo.steps import DemoError
 ROOT = Path(__file__).parents[2]
 OPERATOR_IMAGE = "localhost/shipkeeper/operator:dev"
 APP_IMAGE = "localhost/shipkeeper/birthday-app:dev"
-POSTGRES_IMAGE = "localhost/shipkeeper/postgres:15"
-REDIS_IMAGE = "localhost/shipkeeper/redis:7"
+OWN_IMAGES = {OPERATOR_IMAGE: "Dockerfile", APP_IMAGE: "examples/birthday-app/Dockerfile"}
+SERVICE_IMAGES = ("localhost/shipkeeper/postgres:15", "localhost/shipkeeper/redis:7")
 
 
 def localcluster(*arguments: str, capture: bool = False) -> str:
@@ -31,7 +32,7 @@ def localcluster(*arguments: str, capture: bool = False) -> str:
 
 def start() -> None:
     """Create the cluster, or repair or keep the one that is there."""
-    localcluster("up")
+    localcluster("up", capture=True)
 
 
 def connect() -> Kubectl:
@@ -40,16 +41,15 @@ def connect() -> Kubectl:
     return Kubectl(program, Path(localcluster("kubeconfig", capture=True)))
 
 
-def build_and_load_images() -> None:
-    """Build every image of the demo, where its sources changed, and put them on the node."""
-    localcluster("image", "postgres")
-    localcluster("image", "redis")
-    localcluster("image", "build", "--dockerfile", "Dockerfile", "--context", ".", "--tag", OPERATOR_IMAGE)
-    app = "examples/birthday-app/Dockerfile"
-    localcluster("image", "build", "--dockerfile", app, "--context", ".", "--tag", APP_IMAGE)
-    localcluster("image", "load", OPERATOR_IMAGE, APP_IMAGE, POSTGRES_IMAGE, REDIS_IMAGE)
+def build_and_load_images() -> Mapping[str, Path]:
+    """Build every image of the demo, where its sources changed, and put them on the node.
 
-
-def image_id(tag: str) -> str:
-    """Return what tells one build of an image from another."""
-    return localcluster("image", "id", tag, capture=True)
+    Returns the archive of each image; its name says which build it is.
+    """
+    archives = {tag: Path(localcluster("image", "service", tag, capture=True)) for tag in SERVICE_IMAGES}
+    for tag, dockerfile in OWN_IMAGES.items():
+        options = ("--dockerfile", dockerfile, "--context", ".", "--tag", tag)
+        archives[tag] = Path(localcluster("image", "build", *options, capture=True))
+    for archive in archives.values():
+        localcluster("image", "load", str(archive))
+    return archives

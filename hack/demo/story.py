@@ -64,9 +64,9 @@ def prepare(steps: Steps) -> Kubectl:
         cluster.start()
         kubectl = cluster.connect()
     with steps.step("Build the images and load them"):
-        cluster.build_and_load_images()
+        archives = cluster.build_and_load_images()
     with steps.step("Install the operator (manifests/overlays/local)"):
-        install_operator(kubectl)
+        install_operator(kubectl, build=archives[cluster.OPERATOR_IMAGE].stem)
     with steps.step("Start PostgreSQL and Redis"):
         kubectl.run("apply", "--server-side", "-f", str(cluster.ROOT / "manifests/samples/namespace.yaml"))
         servers.ensure_secrets(kubectl, namespace=NAMESPACE)
@@ -74,16 +74,13 @@ def prepare(steps: Steps) -> Kubectl:
     return kubectl
 
 
-def install_operator(kubectl: Kubectl) -> None:
-    """Install the operator from this checkout, with its image of now, and wait until both replicas are ready."""
+def install_operator(kubectl: Kubectl, *, build: str) -> None:
+    """Install the operator from this checkout, with the image of this build, and wait until both replicas are ready."""
     kubectl.apply_folder(cluster.ROOT / "manifests/overlays/local")
     kubectl.run("wait", "--for=condition=Established", "crd", "--selector=app.kubernetes.io/part-of=shipkeeper")
-    image = cluster.image_id(cluster.OPERATOR_IMAGE)
     # The tag stays the same while the image changes; an annotation in the pod template makes the pods follow it.
-    annotation = {"shipkeeper.dev/image-id": image}
-    patch = {"spec": {"template": {"metadata": {"annotations": annotation}}}}
+    template = {"metadata": {"annotations": {"shipkeeper.dev/build": build}}}
+    patch = {"spec": {"template": template}}
     kubectl.patch("deployment", "shipkeeper-operator", patch, namespace=OPERATOR_NAMESPACE)
-    kubectl.run(
-        "rollout", "status", "deployment/shipkeeper-operator", "--namespace", OPERATOR_NAMESPACE, "--timeout=180s",
-        timeout=200,
-    )  # fmt: skip
+    options = ("--namespace", OPERATOR_NAMESPACE, "--timeout=180s")
+    kubectl.run("rollout", "status", "deployment/shipkeeper-operator", *options, timeout=200)
