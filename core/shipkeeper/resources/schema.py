@@ -186,13 +186,13 @@ def _refuse_unknown(node: Schema, *, where: str) -> None:
         raise SchemaError(f"{where}: a structural schema cannot hold {', '.join(unknown)}: {node}")
     if node.get("additionalProperties") is True:
         raise SchemaError(f"{where}: say x-kubernetes-preserve-unknown-fields where any object is meant")
-    if "anyOf" in node and node["anyOf"] != _INT_OR_STRING:
+    if "anyOf" in node and "x-kubernetes-int-or-string" not in node:
         raise SchemaError(f"{where}: a union is only allowed as x-kubernetes-int-or-string")
     own = _KEYWORDS_OF_TYPE.get(node.get("type", ""), set())
     for type_, keywords in _KEYWORDS_OF_TYPE.items():
         strange = sorted((set(node) & keywords) - own)
         if "type" in node and type_ != node["type"] and strange:
-            raise SchemaError(f"{where}: {', '.join(strange)} says nothing about a {node['type']}")
+            raise SchemaError(f"{where}: {', '.join(strange)} says nothing about type {node['type']}")
     if not {"type", "$ref", "anyOf"} & set(node) and "x-kubernetes-preserve-unknown-fields" not in node:
         raise SchemaError(f"{where}: has no type; Any is only allowed in a foreign object")
 
