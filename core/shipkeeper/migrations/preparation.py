@@ -1,0 +1,93 @@
+"""What each step needs before it runs: its tables read, its mapping compiled, its statements made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from shipkeeper.resources.migrationsteps import Consolidate
+
+from .catalog import Table, require_table
+from .copying import Copier, CopyStatements
+from .database import Session
+from .dialect import Dialect
+from .errors import MigrationError
+from .ledger import Ledger
+from .mapping import CompiledMapping, compile_mapping
+from .postgresql import PostgresqlDialect
+from .sqlite import SqliteDialect
+
+
+def dialect_of(session: Session) -> Dialect:
+    """Return the dialect that the session's database speaks."""
+    return SqliteDialect() if session.is_sqlite else PostgresqlDialect()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consolidation:
+    """A consolidation that is ready to run."""
+
+    name: str
+    step: Consolidate
+    mapping: CompiledMapping
+    statements: CopyStatements
+    copier: Copier
+
+
+async def prepare_consolidation(
+    session: Session, ledger: Ledger, *, name: str, step: Consolidate, started_at: datetime
+) -> Consolidation:
+    """Read the tables and compile the mapping, in the caller's transaction.
+
+    Raises MigrationError naming what is missing: a table, a column, a unique key, a value for a column.
+    """
+    where = f"step {name}"
+    source = await _table(session, step.source, where)
+    target = await _table(session, step.target, where)
+    _refuse_key(step, source)
+    for part in step.identity:
+        target.column(part.column, used_by=f"{where}, identity")
+    prefix = ledger.owner.table_prefix(name)
+    mapping = compile_mapping(
+        step,
+        dialect=dialect_of(session),
+        source=source,
+        target=target,
+        lookups=tuple((await _lookups(session, step, where)).values()),
+        prefix=prefix,
+        start=shown_start(started_at),
+    )
+    statements = CopyStatements(step, mapping, prefix=prefix)
+    copier = Copier(session, ledger, name=name, step=step, statements=statements)
+    return Consolidation(name=name, step=step, mapping=mapping, statements=statements, copier=copier)
+
+
+def shown_start(started_at: datetime) -> str:
+    """Return the instant at which a step began as generated SQL holds it."""
+    return started_at.isoformat(sep=" ", timespec="microseconds")
+
+
+async def _lookups(session: Session, step: Consolidate, where: str) -> Mapping[str, Table]:
+    names = {mapping.lookup.table for mapping in step.columns if mapping.lookup is not None}
+    return {name: await _table(session, name, f"{where}, lookup") for name in sorted(names)}
+
+
+async def _table(session: Session, name: str, used_by: str) -> Table:
+    return await require_table(session, name, sqlite=session.is_sqlite, used_by=used_by)
+
+
+def _refuse_key(step: Consolidate, source: Table) -> None:
+    columns = [source.column(name, used_by="consolidate.key") for name in step.key]
+    nullable = [column.name for column in columns if column.nullable]
+    if nullable:
+        raise MigrationError(
+            "KeyNotUnique",
+            f"consolidate.key: {', '.join(nullable)} of {source.name} may be null: name columns that never are",
+            retry="WhenMended",
+        )
+    if not any(key <= set(step.key) for key in source.unique_keys):
+        raise MigrationError(
+            "KeyNotUnique",
+            f"consolidate.key: {', '.join(step.key)} is not unique in {source.name}: "
+            "name its primary key, or create a unique index on it",
+            retry="WhenMended",
+        )
