@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localcluster import controlplane
+from localcluster import controlplane, processes, volumes
 from localcluster.controlplane import LOOPBACK, ControlPlaneLayout, Ports
 from localcluster.paths import write_atomically
 from localcluster.subnets import Network
@@ -15,7 +15,6 @@ NODE_NAME = "shipkeeper-node"
 PAUSE_IMAGE = "localhost/shipkeeper/pause:1"
 CLUSTER_DOMAIN = "cluster.local"
 CNI_PLUGINS = Path("/usr/lib/cni")
-STORAGE_FOLDER = Path("/tmp")  # noqa: S108 - where the controller manager's hostPath provisioner makes volumes
 # In a network namespace of its own the node has all ports to itself.
 PORTS = Ports(api=6443, etcd=2379, etcd_peer=2380, controller_manager=10257)
 
@@ -72,6 +71,7 @@ class NodeLayout:
             self._kubelet(api),
             self._kube_proxy(api),
             self._coredns(api),
+            self._volume_provisioner(api),
         ]
 
     def _control_plane_components(self) -> list[Component]:
@@ -89,9 +89,7 @@ class NodeLayout:
                 f"--kubelet-client-certificate={to_kubelet.certificate}",
                 f"--kubelet-client-key={to_kubelet.key}",
             ),
-            controlplane.controller_manager(
-                layout, self.programs["kube-controller-manager"], "--enable-hostpath-provisioner=true"
-            ),
+            controlplane.controller_manager(layout, self.programs["kube-controller-manager"]),
         ]
 
     def _scheduler(self, api: str) -> Component:
@@ -201,6 +199,13 @@ class NodeLayout:
         path = self._write("Corefile", corefile(self.network.node, kubeconfig, self.name, self.resolvers))
         return Component(name="coredns", needs=(api,), command=(str(self.programs["coredns"]), "-conf", str(path)))
 
+    def _volume_provisioner(self, api: str) -> Component:
+        layout = self.control_plane
+        pair = layout.administrator()
+        arguments = (layout.address, layout.ports.api, layout.authority().certificate, pair.certificate, pair.key)
+        module = processes.python("-m", "localcluster.volumes", *map(str, arguments), self.folder / "volumes")
+        return Component(name="volume-provisioner", needs=(api,), command=module)
+
 
 def containerd_config(folder: Path, socket: Path, networks: Path) -> str:
     """A containerd with root, state and socket of its own, so that it stands beside any other on the machine.
@@ -282,17 +287,10 @@ def system_objects(network: Network) -> list[tuple[str, dict[str, Any]]]:
         "endpoints": [{"addresses": [network.node], "conditions": {"ready": True}}],
         "ports": ports,
     }
-    storage = {
-        "apiVersion": "storage.k8s.io/v1",
-        "kind": "StorageClass",
-        "metadata": {"name": "standard", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
-        "provisioner": "kubernetes.io/host-path",
-        "volumeBindingMode": "Immediate",
-    }
     return [
         (f"{rbac}/clusterroles/system:coredns", role),
         (f"{rbac}/clusterrolebindings/system:coredns", binding),
         ("/api/v1/namespaces/kube-system/services/kube-dns", service),
         ("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices/kube-dns", endpoints),
-        ("/apis/storage.k8s.io/v1/storageclasses/standard", storage),
+        (f"/apis/storage.k8s.io/v1/storageclasses/{volumes.STORAGE_CLASS}", volumes.storage_class()),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from localcluster import paths
 from localcluster.errors import LocalClusterError
 from localcluster.hostnetwork import NODE_LINK
-from localcluster.nodeconfig import NODE_NAME, STORAGE_FOLDER
+from localcluster.nodeconfig import NODE_NAME
 from localcluster.shell import run
 from localcluster.supervisor import supervise
 
@@ -21,22 +21,17 @@ PRIVATE_FOLDERS = (Path("/run"), Path("/var/lib"), Path("/var/log"))
 LINK_SECONDS = 30.0
 
 
-def isolate_folders(kept: list[Path], storage: Path) -> None:
-    """Put empty folders, private to this mount namespace, over the machine's; the kept folders stay visible.
-
-    Volumes of pods are made under /tmp; `storage` lies there instead, so that they survive a restart of the node.
-    """
+def isolate_folders(kept: list[Path]) -> None:
+    """Put empty folders, private to this mount namespace, over the machine's; the kept folders stay visible."""
     run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
     keepers = [Path("/run/kept") / str(number) for number in range(len(kept))]
     for keeper, folder in zip(keepers, kept, strict=True):
         keeper.mkdir(parents=True)
         run("mount", "--rbind", folder, keeper)
-    storage_keeper = keepers[kept.index(storage.parent)] / storage.name
-    run("mount", "--bind", storage_keeper, STORAGE_FOLDER)
     for private in PRIVATE_FOLDERS[1:]:
         run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", private)
     for keeper, folder in zip(keepers, kept, strict=True):
-        if folder.is_relative_to(STORAGE_FOLDER) or any(folder.is_relative_to(each) for each in PRIVATE_FOLDERS):
+        if any(folder.is_relative_to(each) for each in PRIVATE_FOLDERS):
             folder.mkdir(parents=True, exist_ok=True)
             run("mount", "--rbind", keeper, folder)
     # Mounts that a pod makes for others ("Bidirectional") need a shared tree; it is shared within this namespace only.
@@ -62,9 +57,7 @@ def configure_network(address: str, gateway: str) -> None:
 
 def main(folder: Path, cache: Path, address: str, gateway: str) -> int:
     """Prepare the namespaces and supervise. Returns an exit code."""
-    storage = folder / "volumes"
-    storage.mkdir(exist_ok=True, mode=0o1777)
-    isolate_folders([folder, cache, paths.source_folder()], storage)
+    isolate_folders([folder, cache, paths.source_folder()])
     run("hostname", NODE_NAME)
     configure_network(address, gateway)
     return supervise(folder)

@@ -26,7 +26,7 @@ def pause_archive() -> Path:
 
 
 def docker_archive(program: bytes, tag: str) -> bytes:
-    """A docker archive with an image whose only file and entry point is `/pause`; the same bytes from the same input."""
+    """A docker archive with an image whose only file is its entry point; the same bytes from the same input."""
     layer = _tar({"pause": program}, mode=0o755)
     config = {
         "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),

@@ -101,7 +101,7 @@ class Supervisor:
             log.replace(log.with_suffix(".log.old"))
         pid = os.fork()
         if pid == 0:
-            _become(process.component.command, log)
+            _become(process.component, log)
         process.pid, process.began, process.starts = pid, time.monotonic(), process.starts + 1
         print(f"{_now()} started {process.component.name} (process {pid})", flush=True)
         self._write_status()
@@ -144,7 +144,7 @@ def _now() -> str:
     return time.strftime("%H:%M:%S")
 
 
-def _become(command: tuple[str, ...], log: Path) -> None:
+def _become(component: Component, log: Path) -> None:
     """Turn the forked child into the program; never returns."""
     try:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -154,9 +154,9 @@ def _become(command: tuple[str, ...], log: Path) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        os.execv(command[0], command)  # noqa: S606
+        os.execv(component.command[0], component.command)  # noqa: S606
     except OSError as error:
-        os.write(2, f"{command[0]} does not start: {error}\n".encode())
+        os.write(2, f"{component.name} does not start: {error}\n".encode())
     finally:
         os._exit(127)
 
@@ -195,7 +195,7 @@ class SupervisorFiles:
         """What `write` wrote."""
         entries = json.loads(self.specification.read_text())
         return [
-            Component(name=entry["name"], command=tuple(entry["command"]), needs=tuple(entry["needs"]))
+            Component(**{**entry, "command": tuple(entry["command"]), "needs": tuple(entry["needs"])})
             for entry in entries
         ]
 

@@ -44,7 +44,9 @@ def _make(path: Path) -> None:
         excluded = [f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED]
         run_logged(
             *("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(PACKAGES)}", f"--aptopt={apt}"),
-            *(*excluded, SUITE, tar, sources),
+            # How this machine reaches its mirror must not stay in the image.
+            "--customize-hook=rm -f $1/etc/apt/apt.conf.d/99mmdebstrap",
+            *(*excluded, SUITE, str(tar), str(sources)),
             log=paths.cache_folder() / "logs" / "base-image.log",
             env={"TMPDIR": str(folder)},
         )

@@ -25,7 +25,7 @@ class DockerEngine:
             arguments = [f"--build-arg={name}={value}" for name, value in build_args.items()]
             with step(f"building the image {tag}"):
                 run_logged(
-                    *("docker", "build", *arguments, f"--file={dockerfile}", f"--tag={tag}", context),
+                    *("docker", "build", *arguments, f"--file={dockerfile}", f"--tag={tag}", str(context)),
                     log=_log(tag),
                     env={"DOCKER_BUILDKIT": "1"},
                 )
