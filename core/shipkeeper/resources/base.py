@@ -6,6 +6,7 @@ bounds and default here and nowhere else.
 """
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -82,6 +83,33 @@ Duration = Annotated[
     str, Field(pattern=_DURATION_PATTERN, max_length=_DURATION_LENGTH), AfterValidator(_checked_duration)
 ]
 """A span of time as text, as Kubernetes and Go programs write it; `parse_duration` gives its value."""
+
+
+_QUANTITY_PATTERN = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+
+
+def matching(pattern: str, examples: str) -> Callable[[int | str], int | str]:
+    """Return a validator of a value that may be written as a number or as text, as Kubernetes allows for amounts."""
+
+    def check(value: int | str) -> int | str:
+        if not re.fullmatch(pattern, str(value)):
+            raise ValueError(f"{value!r} is not understood; write for example {examples}")
+        return value
+
+    return check
+
+
+def int_or_string(pattern: str) -> dict[str, Any]:
+    """Return the JSON schema extra of such a value: the pattern holds for text, and a number must not be negative."""
+    return {"x-kubernetes-int-or-string": True, "minimum": 0, "pattern": pattern}
+
+
+Quantity = Annotated[
+    int | str,
+    AfterValidator(matching(_QUANTITY_PATTERN, "2, 500m, 128Mi or 1Gi")),
+    Field(json_schema_extra=int_or_string(_QUANTITY_PATTERN)),
+]
+"""An amount of a compute resource as Kubernetes writes it: 2, 500m, 128Mi, 1Gi."""
 
 
 def _to_instant(value: Any) -> Any:

@@ -6,16 +6,22 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from .base import Resource, ResourceModel, SecretKeyReference, cel, list_map, with_cel
+from .base import Quantity, Resource, ResourceModel, SecretKeyReference, cel, list_map, with_cel
 from .kinds import Kind, PrinterColumn
 from .migrationjob_status import MigrationJobStatus
 from .migrationmapping import exactly_one, exactly_one_rule, refuse_repeated
 from .migrationsteps import Step
 from .schedule import Span, TimeOfDay, TimeZone, milliseconds
 
+_PATH_LEAVES: Final = "sqlite.path must stay in the volume: remove the .. from it"
+
 
 class SqliteFile(ResourceModel):
     """A SQLite file on a volume."""
+
+    model_config = ConfigDict(
+        json_schema_extra=with_cel(cel("self.path.split('/').all(part, part != '..')", _PATH_LEAVES))
+    )
 
     claim_name: str = Field(min_length=1, max_length=253)
     """Name of the PersistentVolumeClaim that holds the file."""
@@ -25,7 +31,7 @@ class SqliteFile(ResourceModel):
     @model_validator(mode="after")
     def _stays_in_the_volume(self) -> Self:
         if ".." in self.path.split("/"):
-            raise ValueError("sqlite.path must stay in the volume: remove the .. from it")
+            raise ValueError(_PATH_LEAVES)
         return self
 
 
@@ -162,11 +168,6 @@ class Rejects(ResourceModel):
     """Raise it by one to try the rejected rows again after a fix (retryRejected)."""
 
 
-Quantity = Annotated[
-    str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$", min_length=1)
-]
-
-
 class ComputeAmounts(ResourceModel):
     """Amounts of CPU and memory."""
 
@@ -228,7 +229,18 @@ _WORK_IMMUTABLE: Final = (
 class MigrationJobSpec(ResourceModel):
     """What the database should be brought to, and how carefully."""
 
-    model_config = ConfigDict(json_schema_extra=with_cel(cel("self.revision >= oldSelf.revision", _REVISION_FALLS)))
+    model_config = ConfigDict(
+        json_schema_extra=with_cel(
+            cel("self.revision >= oldSelf.revision", _REVISION_FALLS, field_path=".revision"),
+            # That the consolidation stands before is left to the model: CEL of older servers has no index in a list.
+            cel(
+                "self.steps.all(s, !has(s.retire) || self.steps.exists(t, has(t.consolidate)"
+                " && t.consolidate.source == s.retire.table))",
+                _RETIRE_NEEDS_CONSOLIDATE,
+                field_path=".steps",
+            ),
+        )
+    )
 
     database: Database
     """The database that is changed."""

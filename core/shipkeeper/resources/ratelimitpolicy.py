@@ -250,7 +250,8 @@ class RateLimitPolicySpec(ResourceModel):
     model_config = ConfigDict(
         json_schema_extra=with_cel(
             cel(
-                "size(self.limits) > 0 || has(self.spacing) || has(self.activeHours) || has(self.circuitBreaker)",
+                "(has(self.limits) && size(self.limits) > 0) || has(self.spacing) || has(self.activeHours)"
+                " || has(self.circuitBreaker)",
                 _SOMETHING_TO_ENFORCE,
             )
         )

@@ -84,7 +84,7 @@ class _StructuralJsonSchema(GenerateJsonSchema):
 
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, ResourceModel):
-            return dft.to_wire()
+            return _without_empty(dft.to_wire())
         if isinstance(dft, tuple):
             return [self.encode_default(item) for item in dft]
         return super().encode_default(dft)
@@ -161,6 +161,12 @@ def _say_absence(node: Schema) -> None:
     """An absent field needs no default: null, [] and {} say nothing that absence does not."""
     if "default" in node and node["default"] in (None, [], {}):
         del node["default"]
+
+
+def _without_empty(wire: Schema) -> Schema:
+    """Return an object without the lists and objects in it that hold nothing."""
+    kept = {key: _without_empty(value) if isinstance(value, dict) else value for key, value in wire.items()}
+    return {key: value for key, value in kept.items() if value not in ([], {})}
 
 
 def _say_constant(node: Schema) -> None:
