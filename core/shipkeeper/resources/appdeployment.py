@@ -48,11 +48,12 @@ DNS_NAME = (
 )
 
 _PORT_NUMBER_RULE = (
-    "self.extraPorts.all(p, self.extraPorts.exists_one(q, q.port == p.port && q.protocol == p.protocol) && "
+    "!has(self.extraPorts) || self.extraPorts.all(p, "
+    "self.extraPorts.exists_one(q, q.port == p.port && q.protocol == p.protocol) && "
     "!(p.protocol == 'TCP' && (p.port == self.port || p.port == self.service.port)))"
 )
 _RESERVED_VARIABLE_RULE = (
-    "self.env.all(e, !(has(self.database) && e.name == self.database.variable) && "
+    "!has(self.env) || self.env.all(e, !(has(self.database) && e.name == self.database.variable) && "
     "!(has(self.redis) && e.name == self.redis.variable) && "
     "!(has(self.apiKey) && (e.name == self.apiKey.variable || e.name == self.apiKey.previousVariable)))"
 )
@@ -84,7 +85,11 @@ class AppDeploymentSpec(ResourceModel):
                 SQLITE_REPLICAS,
                 field_path=".replicas",
             ),
-            cel(f"self.extraPorts.all(p, p.name != '{MAIN_PORT_NAME}')", EXTRA_PORT_NAME, field_path=".extraPorts"),
+            cel(
+                f"!has(self.extraPorts) || self.extraPorts.all(p, p.name != '{MAIN_PORT_NAME}')",
+                EXTRA_PORT_NAME,
+                field_path=".extraPorts",
+            ),
             cel(_PORT_NUMBER_RULE, EXTRA_PORT_NUMBER, field_path=".extraPorts"),
             cel(_RESERVED_VARIABLE_RULE, RESERVED_VARIABLE, field_path=".env"),
             cel(_ONE_VARIABLE_EACH_RULE, ONE_VARIABLE_EACH),

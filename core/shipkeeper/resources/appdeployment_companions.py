@@ -16,7 +16,16 @@ from .appdeployment_pod import (
     VariableName,
     WholeSeconds,
 )
-from .base import Duration, LocalReference, ResourceModel, SecretKeyReference, cel, list_map, with_cel
+from .base import (
+    Duration,
+    LocalReference,
+    ResourceModel,
+    SecretKeyReference,
+    cel,
+    list_map,
+    parse_duration,
+    with_cel,
+)
 
 ONE_VOLUME_SOURCE = (
     "spec.database.sqlite needs exactly one of size (a new volume claim) and claimName (an existing one)"
@@ -177,8 +186,21 @@ class Service(ResourceModel):
     """Annotations of the Service, for example those that a cloud's load balancer reads."""
 
 
+SURGE_ABOVE_ZERO = "spec.rollout.maxSurge must be above 0, because no old pod goes before a new one is ready"
+READY_BEFORE_DEADLINE = (
+    "spec.rollout.minReady must be shorter than spec.rollout.progressDeadline: a pod must be able to count in time"
+)
+
+
 class Rollout(ResourceModel):
     """How new pods replace old ones. No old pod goes before a new one is ready (with a SQLite volume: after)."""
+
+    model_config = ConfigDict(
+        json_schema_extra=with_cel(
+            cel("!(self.maxSurge in [dyn(0), dyn('0'), dyn('0%'), dyn('00%')])", SURGE_ABOVE_ZERO),
+            cel("duration(self.minReady) < duration(self.progressDeadline)", READY_BEFORE_DEADLINE),
+        )
+    )
 
     max_surge: CountOrPercentage = 1
     """How many pods more than the replicas may exist during a rollout."""
@@ -186,6 +208,14 @@ class Rollout(ResourceModel):
     """A new pod must have been ready this long before it counts."""
     progress_deadline: PositiveSeconds = "10m"
     """A rollout without progress for this long is reported as ProgressDeadlineExceeded."""
+
+    @model_validator(mode="after")
+    def _can_progress(self) -> Self:
+        if int(str(self.max_surge).rstrip("%")) == 0:
+            raise ValueError(SURGE_ABOVE_ZERO)
+        if parse_duration(self.min_ready) >= parse_duration(self.progress_deadline):
+            raise ValueError(READY_BEFORE_DEADLINE)
+        return self
 
 
 class DisruptionBudget(ResourceModel):

@@ -3,13 +3,21 @@
 Spans of time that end in a pod's own fields are whole seconds, because the kubelet knows nothing finer.
 """
 
-import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from .base import ResourceModel, SecretKeyReference, cel, list_map, parse_duration, with_cel
+from .base import (
+    Quantity,
+    ResourceModel,
+    SecretKeyReference,
+    cel,
+    int_or_string,
+    list_map,
+    matching,
+    parse_duration,
+    with_cel,
+)
 
 MAIN_PORT_NAME = "http"
 """Name of the port given by `spec.port`, in the pod and in the Service."""
@@ -36,32 +44,12 @@ PortNumber = Annotated[int, Field(ge=1, le=65535)]
 VariableName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """The name of an environment variable, as every shell accepts it."""
 
-_QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
-_COUNT_PATTERN = r"^([0-9]+|[0-9]{1,2}%|100%)$"
-
-
-def _matching(pattern: str, examples: str) -> Callable[[int | str], int | str]:
-    compiled = re.compile(pattern)
-
-    def check(value: int | str) -> int | str:
-        if not compiled.match(str(value)):
-            raise ValueError(f"{value!r} is not understood; write for example {examples}")
-        return value
-
-    return check
-
-
-Quantity = Annotated[
-    int | str,
-    AfterValidator(_matching(_QUANTITY_PATTERN, "2, 500m, 128Mi or 1Gi")),
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": _QUANTITY_PATTERN}),
-]
-"""An amount as Kubernetes writes it: 2, 500m, 128Mi, 1Gi."""
+_COUNT_PATTERN = r"^([0-9]{1,5}|[0-9]{1,2}%|100%)$"
 
 CountOrPercentage = Annotated[
     int | str,
-    AfterValidator(_matching(_COUNT_PATTERN, "1 or 25%")),
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": _COUNT_PATTERN}),
+    AfterValidator(matching(_COUNT_PATTERN, "1 or 25%")),
+    Field(json_schema_extra=int_or_string(_COUNT_PATTERN)),
 ]
 """A number of pods, or a percentage of the replicas such as 25%."""
 
