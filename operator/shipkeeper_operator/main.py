@@ -17,6 +17,7 @@ from kubernetes.aio.config import ConfigException
 from shipkeeper_operator.cluster import Cluster
 from shipkeeper_operator.connection import Connection, connect
 from shipkeeper_operator.controller import Controller, ResourceController
+from shipkeeper_operator.effects.stores import STORES
 from shipkeeper_operator.errors import api_message
 from shipkeeper_operator.events import EventRecorder
 from shipkeeper_operator.handlers.watches import Watches, kopf_registry, kopf_settings
@@ -130,6 +131,9 @@ class Operator:
         ready = asyncio.Event()
         signals = asyncio.create_task(self._catch_signals_again(ready), name="signals")
         namespaces = self._settings.watch_namespaces
+        # kopf's own guess asks the system for the user's name, which a container's user may not have. The type is a
+        # string, named in a private module.
+        identity: Any = self._settings.identity
         try:
             await kopf.operator(
                 registry=kopf_registry(self._watched, watches=self._watches, connection=self._connection),
@@ -137,6 +141,7 @@ class Operator:
                 clusterwide=not namespaces,
                 namespaces=namespaces,
                 standalone=True,
+                identity=identity,
                 stop_flag=stop,
                 ready_flag=ready,
             )
@@ -269,7 +274,10 @@ async def run_operator(settings: Settings, registrations: Sequence[ResourceContr
     except ConfigException as error:
         _log.error("No way to an API server, neither from a pod nor from KUBECONFIG: %s", error)
         return 2
-    return await Operator(settings, connection, registrations).run()
+    try:
+        return await Operator(settings, connection, registrations).run()
+    finally:
+        await STORES.close()
 
 
 def main() -> None:
