@@ -90,9 +90,14 @@ def judge(error: Exception) -> Verdict:
             return Verdict(Remedy.DEVELOPER, "InternalError", type(error).__name__)
 
 
+# A server-side apply of a malformed value (a quantity `much`) is answered with 500 and these words.
+_UNREADABLE = ("unable to convert unstructured object", "failed to create typed patch object")
+
+
 def _judge_answer(error: ApiException) -> Verdict:
     message = api_message(error)
-    match error.status:
+    is_unreadable = error.status == 500 and any(words in message for words in _UNREADABLE)
+    match 400 if is_unreadable else error.status:
         case 400 | 422:
             return Verdict(
                 Remedy.PERSON, "ChildRejected", f"The API server refuses an object made from this spec: {message}"

@@ -1,7 +1,9 @@
 """A real API server for tests: etcd, kube-apiserver and the controller manager, no node, shared by a test session."""
 
 import json
+import os
 import secrets
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from demo.kubectl import Kubectl
 from localcluster import programs
 from localcluster.controlplane import ControlPlane
+from localcluster.supervisor import SupervisorFiles
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -27,6 +30,11 @@ class ApiServer:
         """Install the CRDs from crds/ and wait until the API server serves them."""
         self.kubectl.apply_folder(REPOSITORY / "crds")
         self.kubectl.run("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+
+    def kill_api_server(self) -> None:
+        """End the API server without warning; its supervisor starts it again on the same port within seconds."""
+        status = json.loads(SupervisorFiles(folder=self.control_plane.folder).status.read_text())
+        os.kill(status["kube-apiserver"]["pid"], signal.SIGKILL)
 
     def create_namespace(self, prefix: str = "test") -> str:
         """Create a namespace of a new name and return the name."""

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from shipkeeper.resources.base import Duration, Resource, ResourceModel, StatusModel, parse_duration
 from shipkeeper.resources.conditions import dated, ready, reconciling
@@ -29,10 +29,17 @@ from shipkeeper_operator.settings import read_settings
 STORE_VARIABLE = "WIDGET_STORE"
 
 
+def _fit(text: str) -> str:
+    """Refuse what the schema lets in, as a newer model does with what an older CRD accepted."""
+    if text == "unfit":
+        raise ValueError("the text must fit; write another one")
+    return text
+
+
 class WidgetSpec(ResourceModel):
     """What a Widget is told."""
 
-    text: str = Field(default="hello", max_length=100)
+    text: Annotated[str, AfterValidator(_fit)] = Field(default="hello", max_length=100)
     """Text of every part."""
     note: str | None = Field(default=None, max_length=100)
     """Another text, which may be absent."""
