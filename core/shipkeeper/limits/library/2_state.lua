@@ -104,7 +104,10 @@ end
 
 local function save_state(cfg, state, now)
   local last = expiry(cfg, state, now)
-  if last <= now then return end -- nothing to remember
+  if last <= now then -- nothing to remember
+    if not state.fresh then call('DEL', state.key) end
+    return
+  end
   register_subject(cfg, state, last)
   local v, b = state.v, cfg.breaker
   if b then v[b.at + 9], v[b.at + 10] = #state.window, #state.permits end
