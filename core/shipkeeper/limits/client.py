@@ -153,10 +153,10 @@ class AsyncLimiter:
 
     def limited(
         self,
-        subject: str | Callable[P, str] = DEFAULT_SUBJECT,
+        subject: str | Callable[..., str] = DEFAULT_SUBJECT,
         *,
         cost: int = 1,
-        execution: str | Callable[P, str] | None = None,
+        execution: str | Callable[..., str] | None = None,
     ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
         """Decorate a coroutine function so that each call of it is guarded.
 

@@ -128,10 +128,10 @@ class Limiter:
 
     def limited(
         self,
-        subject: str | Callable[P, str] = DEFAULT_SUBJECT,
+        subject: str | Callable[..., str] = DEFAULT_SUBJECT,
         *,
         cost: int = 1,
-        execution: str | Callable[P, str] | None = None,
+        execution: str | Callable[..., str] | None = None,
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
         """Decorate a function so that each call of it is guarded."""
 
