@@ -1,6 +1,7 @@
 """The application in the test's own process, on a real database and a real Redis that holds its policy."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -16,6 +17,7 @@ from birthday_app.services import Services
 from birthday_app.settings import Settings
 from shipkeeper.limits.store import install_policy
 from shipkeeper.resources.ratelimitpolicy import RateLimitPolicySpec
+from support.postgres_server import PostgresServer, running_postgres
 from support.redis_server import RedisServer
 
 KEY = "the-key-of-these-tests"
@@ -52,9 +54,25 @@ def settings(database_url: str, redis_server: RedisServer) -> Settings:
     )
 
 
+@pytest.fixture(scope="package")
+def postgres_server() -> Iterator[PostgresServer]:
+    with running_postgres() as server:
+        yield server
+
+
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    return f"sqlite+aiosqlite:///{tmp_path}/app.db"
+async def postgresql_url(postgres_server: PostgresServer) -> str:
+    """The URL of an empty database."""
+    return await postgres_server.create_database(f"test_{uuid.uuid4().hex}")
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each sort that the application runs on."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/app.db"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
 
 
 @pytest.fixture

@@ -27,6 +27,12 @@ ROOT = Path(__file__).parents[3]
 Install = Callable[..., Awaitable[None]]
 
 
+@pytest.fixture
+def database_url(postgresql_url: str) -> str:
+    """The database of production; what SQLite is for is tested where it differs."""
+    return postgresql_url
+
+
 @dataclass
 class Program:
     """The running program and where it logs."""
@@ -114,8 +120,10 @@ async def test_logs_are_json_and_hold_no_secret(
         assert await program.ended() == 0
         text = program.log.read_text()
     records = [json.loads(line) for line in text.splitlines()]
-    assert {"time", "level", "logger", "message"} <= set(records[0])
-    assert any(record["logger"] == "uvicorn.access" for record in records)
+    assert {"timestamp", "level", "logger", "message"} <= set(records[0])
+    accesses = [record["message"] for record in records if record["logger"] == "uvicorn.access"]
+    assert any("GET /contacts" in message for message in accesses)
+    assert not any("GET /health" in message for message in accesses)
     for secret in (KEY, OLD_KEY, PASSWORD, "a-wrong-key-of-the-tests", "Joyeux"):
         assert secret not in text
 
