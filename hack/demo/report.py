@@ -13,7 +13,7 @@ WITH copies AS (
   SELECT (payload->>'original_id')::bigint AS original_id, payload->>'message_text' AS message_text
   FROM interactions WHERE payload->>'migrated_from' = 'birthday_messages'
 ), rejects AS (
-  SELECT source_key FROM shipkeeper_migration_rejects
+  SELECT row_key FROM shipkeeper_migration_rejects
 )
 SELECT
   (SELECT count(*) FROM birthday_messages),
@@ -21,7 +21,7 @@ SELECT
   (SELECT count(*) FROM rejects),
   (SELECT count(*) FROM birthday_messages m
     WHERE NOT EXISTS (SELECT 1 FROM copies c WHERE c.original_id = m.id)
-      AND NOT EXISTS (SELECT 1 FROM rejects r WHERE r.source_key = m.id::text)),
+      AND NOT EXISTS (SELECT 1 FROM rejects r WHERE r.row_key = m.id::text)),
   (SELECT count(*) FROM (SELECT 1 FROM copies GROUP BY original_id HAVING count(*) > 1) doubled),
   (SELECT count(*) FROM birthday_messages m JOIN copies c ON c.original_id = m.id
     WHERE c.message_text IS DISTINCT FROM m.message_text);
