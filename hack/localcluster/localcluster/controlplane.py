@@ -26,6 +26,7 @@ from localcluster.paths import last_lines, write_atomically
 from localcluster.pki import Authority, KeyPair
 from localcluster.supervisor import Component, SupervisorFiles
 
+SUPERVISOR = "localcluster.supervisor"
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 90.0
 API_SERVER_NAMES = (
@@ -152,7 +153,6 @@ class ControlPlane:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self._files = SupervisorFiles(folder=self.folder)
-        self._pid_file = self.folder / "supervisor.pid"
 
     @property
     def kubeconfig(self) -> Path:
@@ -161,7 +161,7 @@ class ControlPlane:
 
     def is_running(self) -> bool:
         """Whether its supervisor lives."""
-        return processes.read_pid(self._pid_file) is not None
+        return bool(processes.find(SUPERVISOR, self.folder))
 
     def start(self) -> Path:
         """Start what does not run and return the kubeconfig's path when the API server is ready.
@@ -178,10 +178,8 @@ class ControlPlane:
 
     def stop(self) -> None:
         """End all its processes. Its files stay, and a later start finds its objects again."""
-        pid = processes.read_pid(self._pid_file)
-        if pid is not None:
+        for pid in processes.find(SUPERVISOR, self.folder):
             processes.end(pid)
-        self._pid_file.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """End all its processes and delete its folder."""
@@ -232,9 +230,8 @@ class ControlPlane:
         layout.write_kubeconfig_for(self.kubeconfig, layout.administrator())
         self._files.write(components)
         processes.spawn(
-            *processes.python("-m", "localcluster.supervisor", self.folder),
+            *processes.python("-m", SUPERVISOR, self.folder),
             log=self._files.logs / "supervisor.log",
-            pid_file=self._pid_file,
         )
         client = layout.client()
         if not client.wait_ready(START_SECONDS):

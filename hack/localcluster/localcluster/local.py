@@ -27,6 +27,7 @@ API_SECONDS = 90.0
 NODE_SECONDS = 90.0
 REPAIR_SECONDS = 20.0
 OK = "ok"
+NODE_INIT = "localcluster.nodeinit"
 
 
 class LocalProvider:
@@ -36,7 +37,6 @@ class LocalProvider:
         self.name = cluster
         self.folder = paths.clusters_folder() / cluster
         self._files = SupervisorFiles(folder=self.folder)
-        self._pid_file = self.folder / "node.pid"
         self._network_file = self.folder / "network.json"
 
     def create(self) -> None:
@@ -49,20 +49,19 @@ class LocalProvider:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with exclusive(paths.clusters_folder() / f"{self.name}.lock", f"working on the cluster {self.name}"):
             layout = self._layout()
-            before = self._files.specification.read_text() if self._files.specification.exists() else ""
-            components = layout.components()
-            self._files.write(components)
-            changed = before != self._files.specification.read_text()
-            if self._pid() and not changed and self._settles(layout):
+            before = self._configuration()
+            self._files.write(layout.components())
+            changed = before != self._configuration()
+            if self._runs() and not changed and self._settles(layout):
                 return
-            if self._pid():
+            if self._runs():
                 say("  The node is " + ("configured anew." if changed else "not healthy. It is started again."))
             self._stop(layout)
             self._start(layout)
 
     def status(self) -> dict[str, str]:
         """See Provider."""
-        if not self._pid() or not self._network_file.exists():
+        if not self._runs() or not self._network_file.exists():
             return {"node": "does not run"}
         return self._problems(self._layout_without_programs())
 
@@ -106,7 +105,7 @@ class LocalProvider:
         Raises LocalClusterError where it does not run now.
         """
         inner = json.loads(self._files.status.read_text())[component]["pid"]
-        for pid in processes.children(self._init_pid()):
+        for pid in [child for init in self._init_pids() for child in processes.children(init)]:
             with contextlib.suppress(OSError):
                 status = Path(f"/proc/{pid}/status").read_text()
                 ids = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
@@ -114,15 +113,14 @@ class LocalProvider:
                     return pid
         raise LocalClusterError(f"{component} does not run.")
 
-    def _pid(self) -> int | None:
-        return processes.read_pid(self._pid_file)
+    def _runs(self) -> bool:
+        return bool(processes.find(NODE_INIT, self.folder))
 
-    def _init_pid(self) -> int:
-        pid = self._pid()
-        found = processes.children(pid) if pid else []
-        if not found:
-            raise LocalClusterError(f"The node of the cluster {self.name} does not run.")
-        return found[0]
+    def _init_pids(self) -> list[int]:
+        """Process 1 of the node, by its number on the machine; more than one only where something went wrong."""
+        own = processes.namespace(os.getpid(), "pid")
+        found = processes.find(NODE_INIT, self.folder)
+        return [pid for pid in found if processes.namespace(pid, "pid") not in (own, None)]
 
     def _other_clusters(self) -> list[Path]:
         return [path for path in paths.clusters_folder().glob("*/network.json") if path != self._network_file]
@@ -147,6 +145,11 @@ class LocalProvider:
     def _layout_without_programs(self) -> NodeLayout:
         return NodeLayout(folder=self.folder, name=self.name, network=self._network(), programs={}, resolvers=())
 
+    def _configuration(self) -> dict[Path, bytes]:
+        """Everything the node's programs read at their start."""
+        files = [self._files.specification, *(self.folder / "config").rglob("*")]
+        return {path: path.read_bytes() for path in files if path.is_file()}
+
     def _start(self, layout: NodeLayout) -> None:
         with step(f"starting the cluster {self.name}"):
             cgroups.create(layout.cgroup)
@@ -154,9 +157,8 @@ class LocalProvider:
             namespaces = ("--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child")
             arguments = (self.folder, paths.cache_folder(), layout.network.node, layout.network.host)
             pid = processes.spawn(
-                *("unshare", *namespaces, *processes.python("-m", "localcluster.nodeinit", *arguments)),
+                *("unshare", *namespaces, *processes.python("-m", NODE_INIT, *arguments)),
                 log=self._files.logs / "node.log",
-                pid_file=self._pid_file,
             )
             wait_for_namespace(pid)
             self._host_network(layout.network).attach(pid)
@@ -185,12 +187,9 @@ class LocalProvider:
 
     def _stop(self, layout: NodeLayout) -> None:
         """End all processes of the node. Its files stay."""
-        with contextlib.suppress(LocalClusterError):
-            processes.end(self._init_pid(), signal.SIGKILL)
-        pid = self._pid()
-        if pid:
+        # Process 1 first: when its parent has waited for it, all of its namespace is gone.
+        for pid in (*self._init_pids(), *processes.find(NODE_INIT, self.folder)):
             processes.end(pid, signal.SIGKILL)
-        self._pid_file.unlink(missing_ok=True)
         self._files.status.unlink(missing_ok=True)
         cgroups.remove(layout.cgroup)
 
@@ -235,12 +234,11 @@ def wait_for_namespace(pid: int) -> None:
 
     Raises LocalClusterError when it does not, or ends.
     """
-    own = Path("/proc/self/ns/net").readlink()
+    own = processes.namespace(os.getpid(), "net")
     deadline = time.monotonic() + REPAIR_SECONDS
     while time.monotonic() < deadline and processes.is_running(pid):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/ns/net").readlink() != own:
-                return
+        if processes.namespace(pid, "net") not in (own, None):
+            return
         time.sleep(0.02)
     raise LocalClusterError(
         "The node's namespaces could not be made; are you root outside of an unprivileged container?"

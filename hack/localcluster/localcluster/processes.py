@@ -1,4 +1,4 @@
-"""Starts background processes and finds them again later, safe against a process id that was given to another."""
+"""Starts background processes, finds them again later and ends them."""
 
 import contextlib
 import os
@@ -15,33 +15,31 @@ STOP_SECONDS = 30.0
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def _state_and_start(pid: int) -> tuple[str, str] | None:
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is more than a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return fields[0], fields[19]
+        return False
+    return text.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def is_running(pid: int) -> bool:
-    """Whether the process exists and is more than a zombie."""
-    found = _state_and_start(pid)
-    return found is not None and found[0] not in "ZX"
+def find(module: str, folder: Path) -> list[int]:
+    """The processes that run one of this package's modules for a cluster's folder, and the programs that wrap them.
+
+    Asked of the kernel each time, so there is no pid file that could be stale or missing.
+    """
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            if module.encode() in words and str(folder).encode() in words and is_running(int(entry.name)):
+                found.append(int(entry.name))
+    return sorted(found)
 
 
-def read_pid(path: Path) -> int | None:
-    """The process that a pid file names, None where it ended (also when its number was reused, or after a reboot)."""
-    try:
-        pid, _, start = path.read_text().strip().partition(" ")
-        found = _state_and_start(int(pid))
-    except (OSError, ValueError):
-        return None
-    return int(pid) if found is not None and found[0] not in "ZX" and found[1] == start else None
-
-
-def spawn(*command: str | Path, log: Path, pid_file: Path) -> int:
-    """Start a background process in a session of its own, which outlives this one, and note its id."""
+def spawn(*command: str | Path, log: Path) -> int:
+    """Start a background process in a session of its own, which outlives this one. Returns its id."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # Not the caller's environment: a proxy's variables, for one, would send the components' calls to each other astray.
     environment = {"PATH": SYSTEM_PATH, "PYTHONPATH": str(paths.source_folder()), "PYTHONUNBUFFERED": "1"}
@@ -57,14 +55,24 @@ def spawn(*command: str | Path, log: Path, pid_file: Path) -> int:
         )
     # It is meant to outlive this object: without a code the object would warn that its process still runs.
     child.returncode = 0
-    found = _state_and_start(child.pid)
-    paths.write_atomically(pid_file, f"{child.pid} {found[1] if found else 0}\n")
     return child.pid
 
 
 def python(*arguments: str | Path) -> tuple[str, ...]:
-    """The command that runs this package's modules with the Python that runs now."""
-    return (sys.executable, "-B", *(str(argument) for argument in arguments))
+    """The command that runs this package's modules with the Python that runs now.
+
+    It is the Python below a virtual environment, if any: the same command from `make cluster` and from a test.
+    """
+    interpreter = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return (str(interpreter), "-B", *(str(argument) for argument in arguments))
+
+
+def namespace(pid: int, kind: str) -> str | None:
+    """The identity of a process's namespace (`net`, `pid`, ...), None where the process is gone."""
+    try:
+        return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
+    except OSError:
+        return None
 
 
 def children(pid: int) -> list[int]:

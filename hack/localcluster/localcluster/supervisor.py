@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from localcluster.errors import LocalClusterError
 from localcluster.paths import write_atomically
 
 PR_SET_PDEATHSIG = 1
@@ -192,12 +193,17 @@ class SupervisorFiles:
         write_atomically(self.specification, json.dumps([asdict(component) for component in components], indent=1))
 
     def components(self) -> list[Component]:
-        """What `write` wrote."""
-        entries = json.loads(self.specification.read_text())
-        return [
-            Component(**{**entry, "command": tuple(entry["command"]), "needs": tuple(entry["needs"])})
-            for entry in entries
-        ]
+        """What `write` wrote. Raises LocalClusterError where another version of this package wrote something else."""
+        try:
+            entries = json.loads(self.specification.read_text())
+            return [
+                Component(**{**entry, "command": tuple(entry["command"]), "needs": tuple(entry["needs"])})
+                for entry in entries
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LocalClusterError(
+                f"{self.specification} cannot be read: {error}. Start the cluster again: make cluster"
+            ) from error
 
 
 def supervise(folder: Path) -> int:
