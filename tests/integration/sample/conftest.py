@@ -103,6 +103,20 @@ async def contacts(services: Services) -> list[Contact]:
     return made
 
 
+class BlockedSender:
+    """Delivers when the test lets it."""
+
+    name = "blocked"
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.let_go = asyncio.Event()
+
+    async def send(self, contact: Contact, text: str) -> None:
+        self.reached.set()
+        await self.let_go.wait()
+
+
 async def ended(client: httpx.AsyncClient, campaign_id: int) -> dict[str, Any]:
     """Return the campaign once it is over."""
     async with asyncio.timeout(20):

@@ -13,7 +13,7 @@ from birthday_app.sending import SendError
 from birthday_app.services import Services
 from support.redis_server import RedisServer
 
-from .conftest import POLICY, ended
+from .conftest import POLICY, BlockedSender, ended
 
 pytestmark = pytest.mark.integration
 
@@ -41,20 +41,6 @@ class FailingSender:
 
     async def send(self, contact: Contact, text: str) -> None:
         raise SendError
-
-
-class BlockedSender:
-    """Delivers when the test lets it."""
-
-    name = "blocked"
-
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.let_go = asyncio.Event()
-
-    async def send(self, contact: Contact, text: str) -> None:
-        self.reached.set()
-        await self.let_go.wait()
 
 
 async def test_sends_stop_at_the_execution_limit(
