@@ -35,6 +35,7 @@ class KindProvider:
                 self._restart()
                 return
             shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True, mode=0o700)
             with step(f"creating the kind cluster {self.name}"):
                 run_logged(
                     *("kind", "create", "cluster", "--name", self.name, "--wait", "180s"),

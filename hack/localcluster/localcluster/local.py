@@ -25,7 +25,7 @@ from localcluster.supervisor import SupervisorFiles, accepts_connections
 
 API_SECONDS = 90.0
 NODE_SECONDS = 90.0
-REPAIR_SECONDS = 20.0
+REPAIR_SECONDS = 12.0
 OK = "ok"
 NODE_INIT = "localcluster.nodeinit"
 
