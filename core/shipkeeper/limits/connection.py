@@ -100,6 +100,7 @@ class AsyncStore:
         self.timeout = timeout
         self._endpoint = _parse(address)
         self._client: Any = None
+        self._sentinels: Sequence[Any] = ()  # clients of their own, which the master's client does not close
 
     @property
     def where(self) -> str:
@@ -117,6 +118,7 @@ class AsyncStore:
         if self.address.topology == "Sentinel":
             timeouts = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
             sentinel = _AsyncSentinel(list(self._endpoint.hosts), sentinel_kwargs=timeouts, **options)
+            self._sentinels = sentinel.sentinels
             return sentinel.master_for(str(self.address.sentinel_master))
         return redis.asyncio.Redis(host=host, port=port, **options)
 
@@ -171,8 +173,10 @@ class AsyncStore:
     async def close(self) -> None:
         """Close all connections; the next command opens new ones."""
         client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        sentinels, self._sentinels = self._sentinels, ()
+        for each in (*sentinels, client):
+            if each is not None:
+                await each.aclose()
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,7 @@ class SyncStore:
         self.timeout = timeout
         self._endpoint = _parse(address)
         self._client: Any = None
+        self._sentinels: Sequence[Any] = ()  # clients of their own, which the master's client does not close
 
     def _connect(self) -> Any:
         options = self._endpoint.options | _common(self.timeout)
@@ -203,6 +208,7 @@ class SyncStore:
         if self.address.topology == "Sentinel":
             timeouts = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
             sentinel = _Sentinel(list(self._endpoint.hosts), sentinel_kwargs=timeouts, **options)
+            self._sentinels = sentinel.sentinels
             return sentinel.master_for(str(self.address.sentinel_master))
         return redis.Redis(host=host, port=port, **options)
 
@@ -227,8 +233,10 @@ class SyncStore:
     def close(self) -> None:
         """Close all connections; the next command opens new ones."""
         client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        sentinels, self._sentinels = self._sentinels, ()
+        for each in (*sentinels, client):
+            if each is not None:
+                each.close()
 
     def set_timeout(self, timeout: float) -> None:
         """Wait so many seconds for each reply from now on."""

@@ -14,7 +14,7 @@ from shipkeeper.resources.ratelimitpolicy import RateLimitPolicySpec
 from .compiler import CompiledPolicy, compile_policy
 from .connection import AsyncStore, Primary, StoreAddress
 from .failures import StoreError, StoreFailure, classify
-from .function_library import library_text
+from .function_library import library_text, library_version
 from .keys import DEFAULT_PREFIX, PolicyKeys
 from .store_state import Circuit, LimitUse, PrimaryState, StoreState, SubjectUse
 from .verdict import instant
@@ -32,7 +32,10 @@ async def read_store(store: AsyncStore, keys: PolicyKeys) -> StoreState:
         holds = primary.address == holder
         if holds:
             status = await _library(store, primary, "shipkeeper_status", keys.config)
-            version, config_hash = (str(status[0]), str(status[1])) if status else ("", "")
+            version = str(status[0]) if status else ""
+            if version != library_version():
+                status = None  # another version may answer in another form
+            config_hash = str(status[1]) if status else ""
         else:
             # In a Cluster this primary may not touch the policy's key.
             version, config_hash = str(await _library(store, primary, "shipkeeper_version") or ""), ""

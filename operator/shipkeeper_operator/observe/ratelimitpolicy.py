@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from shipkeeper.limits.connection import AsyncStore, StoreAddress
 from shipkeeper.limits.failures import StoreError
+from shipkeeper.limits.function_library import library_version
 from shipkeeper.limits.keys import DEFAULT_SUBJECT
 from shipkeeper.limits.store import read_store, read_use
 from shipkeeper.limits.store_state import StoreState, SubjectUse
@@ -95,6 +96,8 @@ async def _uses(resource: RateLimitPolicy, store: AsyncStore, state: StoreState)
     holder = next((primary for primary in state.primaries if primary.holds_policy), None)
     if resource.metadata.deletion_timestamp is not None or holder is None or not holder.config_hash:
         return None
+    if holder.library_version != library_version():
+        return None  # another version may answer in another form
     has_breaker = resource.spec.circuit_breaker is not None
     if not has_breaker and not usage_is_due(resource, now=datetime.now(UTC)):
         return None

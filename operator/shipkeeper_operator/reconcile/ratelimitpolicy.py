@@ -120,8 +120,8 @@ def _needed(
     if without:
         yield InstallLibrary(uid=uid, address=observed.address, repair=lost)
     holder = _holder(store)
-    # Without the library nothing is known about the policy: it is read once the library is there.
-    if not holder.library_version or holder.config_hash == policy.hash:
+    # Without this library nothing is known about the policy: it is read once the library is there.
+    if holder in without or holder.config_hash == policy.hash:
         return
     state_lost_at = store.now if not holder.config_hash and _was_enforced(resource) else store.state_lost_at
     yield InstallPolicy(

@@ -78,7 +78,9 @@ def with_usage(
 
 
 def _circuit_identity(breaker: BreakerStatus | None) -> tuple[str, datetime | None] | None:
-    return (breaker.state, breaker.since) if breaker else None
+    if breaker is None:
+        return None
+    return breaker.state, None if breaker.state == "Closed" else breaker.since
 
 
 def _limit_statuses(

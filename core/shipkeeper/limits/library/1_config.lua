@@ -37,7 +37,7 @@ end
 --@end
 
 local configs = {} -- config key -> the decoded configuration, for its header
-local statistics = {} -- config key -> {denied = {rule -> calls}, shadow = {rule -> calls}, busy = {state key -> ratio}}
+local statistics = {} -- config key -> {denied = {rule -> calls}, shadow = {rule -> calls}, busy = {state key -> use}}
 
 -- Four bytes that stand for a limit's name in a subject's state.
 local function limit_id(name)
@@ -108,7 +108,7 @@ local function decode(key, header)
   cfg.loss_denies = cfg.onStateLoss == 'DenyUntilNextWindow' and cfg.loss > 0
   lay_out(cfg)
   lay_out_executions(cfg)
-  statistics[key] = statistics[key] or { denied = {}, shadow = {}, busy = {}, tracked = 0, floor = 0 }
+  statistics[key] = statistics[key] or { denied = {}, shadow = {}, busy = {}, tracked = 0, floor = 0, floor_until = 0 }
   cfg.statistics = statistics[key]
   configs[key] = cfg
   return cfg

@@ -165,28 +165,33 @@ local function charge_account(account, cost, now, microseconds)
   return cfg.breaker and breaker_admits(cfg.breaker, state, now) or '-'
 end
 
--- Remember who is near a limit, so that status can name the subject: at most eight for each policy, none in the keyspace.
-local function track(account)
+local BUSY_SUBJECTS, BUSY_MEMORY = 8, 600000
+
+-- Remember who is near a limit, so that status can name the subject: a few for each policy, none in the keyspace. One
+-- that was not seen for ten minutes gives way first.
+local function track(account, now)
   local s, cfg, key, ratio = account.cfg.statistics, account.cfg, account.state.key, 0
   for i, limit in ipairs(cfg.limits) do
     local r = account.used[i] / limit.amount
     if r > ratio then ratio = r end
   end
-  if s.busy[key] then
-    s.busy[key] = ratio
-  elseif s.tracked < 8 then
-    s.busy[key], s.tracked = ratio, s.tracked + 1
-  elseif ratio > s.floor then
+  local known = s.busy[key]
+  if known then
+    known.ratio, known.at = ratio, now
+    return
+  end
+  if s.tracked >= BUSY_SUBJECTS then
+    if ratio <= s.floor and now < s.floor_until then return end
     local lowest, lowest_key = huge, nil
-    for other, r in pairs(s.busy) do
+    for other, each in pairs(s.busy) do
+      local r = each.at + BUSY_MEMORY < now and -1 or each.ratio
       if r < lowest then lowest, lowest_key = r, other end
     end
-    s.floor = lowest
-    if ratio > lowest then
-      s.busy[lowest_key] = nil
-      s.busy[key] = ratio
-    end
+    s.floor, s.floor_until = lowest, now + 60000
+    if ratio <= lowest then return end
+    s.busy[lowest_key], s.tracked = nil, s.tracked - 1
   end
+  s.busy[key], s.tracked = { ratio = ratio, at = now }, s.tracked + 1
 end
 
 local function count_refusals(accounts, judgement)
@@ -292,7 +297,7 @@ local function acquire(keys, args)
       save_state(cfg, state, now)
       if account.execution then save_execution(cfg, state.key, execution, account.execution, now) end
       if cfg.spacing then next_call = max(next_call, state.v[cfg.spacing.at]) end
-      track(account)
+      track(account, now)
     end
   end
   local reply = verdict(accounts, judgement, now, table.concat(permits, ','), next_call)

@@ -89,7 +89,6 @@ local function status(keys, args)
   local hash = redis.sha1hex(sub(call('GET', args[1]), HEADER + 1))
   local s, busy = cfg.statistics, {}
   for key in pairs(s.busy) do busy[#busy + 1] = key end
-  s.busy, s.tracked, s.floor = {}, 0, 0
   return { VERSION, hash, cfg.loss, now, cfg.validUntil, pairs_of(s.denied), pairs_of(s.shadow), busy }
 end
 
