@@ -99,8 +99,6 @@ def _reason(limit: Limit, windows: Sequence[Interval], open_time: Sequence[Inter
     if not windows:
         return ""
     stretches = [_clip(open_time, window) for window in windows]
-    if not any(stretches):
-        return "the active hours never open"
     for other in others:
         most = max(other.most(stretch) for stretch in stretches)
         if most <= limit.amount:
