@@ -56,6 +56,8 @@ class ResourceController(Generic[ResourceT, ObservedT, StatusT, EffectT]):
     references: Callable[[ResourceT], Iterable[tuple[str, str]]]
     child_kinds: tuple[str, ...]
     perform: Callable[[EffectT], Awaitable[None]] | None = None
+    performer: Callable[[Cluster], Callable[[EffectT], Awaitable[None]]] | None = None
+    """Makes `perform`, for effects on objects of the API server that are no children."""
 
 
 class InvalidResourceError(Exception):
@@ -87,6 +89,8 @@ class Controller:
         self._wake = wake
         self._now = now
         self._states: dict[Key, str] = {}
+        performer = registration.performer
+        self._perform_effect = performer(cluster) if performer is not None else registration.perform
 
     async def work(self) -> None:
         """Reconcile one key after the other until the queue is closed."""
@@ -194,10 +198,10 @@ class Controller:
     async def _perform(self, effects: Iterable[Any], log: ResourceLogger) -> bool:
         """Write outside the API server; return whether all of it succeeded."""
         for effect in effects:
-            if self._registration.perform is None:
+            if self._perform_effect is None:
                 raise TypeError(f"{self.kind} has effects but no way to perform them")
             try:
-                await self._registration.perform(effect)
+                await self._perform_effect(effect)
             except Exception as error:
                 # An outside system failed. Its exception's text may hold an address or a credential: only its type.
                 log.warning("An effect failed: %s", type(error).__name__)

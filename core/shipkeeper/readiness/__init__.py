@@ -1,1 +1,1 @@
-"""Readiness: the checks behind an application's scorecard."""
+"""The production-readiness scorecard: from what the live system shows to checks with evidence. Pure, no Kubernetes."""

@@ -5,7 +5,7 @@ since, so that a step that is done twice, or by two operators, never loses a key
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Protocol, assert_never
 
@@ -57,9 +57,10 @@ class ObjectWriter(Protocol):
 class ApplicationEffects:
     """Performs the effects of applications."""
 
-    def __init__(self, writer: ObjectWriter) -> None:
-        """Take what to write with."""
+    def __init__(self, writer: ObjectWriter, *, remember: Callable[[Mapping[str, Any]], object]) -> None:
+        """Take what to write with, and who is told of a written volume claim before the watch echoes it."""
         self._writer = writer
+        self._remember = remember
 
     async def perform(self, effect: AppEffect) -> None:
         """Do one write. Raises ApiException or NameTakenError, neither of which holds a secret."""
@@ -147,15 +148,13 @@ class ApplicationEffects:
         namespace, name = metadata["namespace"], metadata["name"]
         live = await self._writer.fetch(kind, namespace, name)
         if live is None:
-            await self._writer.create(kind, namespace, manifest)
+            self._remember(await self._writer.create(kind, namespace, manifest))
             return
         labels = live["metadata"].get("labels", {})
         if any(labels.get(label) != value for label, value in metadata["labels"].items() if label not in MANAGED_BY):
             raise NameTakenError(kind, namespace, name)
-        resources = manifest["spec"]["resources"]
-        await self._writer.merge(
-            kind, namespace, name, {"metadata": {"labels": metadata["labels"]}, "spec": {"resources": resources}}
-        )
+        growth = {"metadata": {"labels": metadata["labels"]}, "spec": {"resources": manifest["spec"]["resources"]}}
+        self._remember(await self._writer.merge(kind, namespace, name, growth))
 
 
 def _said(secret: Mapping[str, Any], annotation: str) -> str:
