@@ -170,6 +170,26 @@ def test_a_dead_node_comes_back_with_its_objects(cluster: LocalProvider, sleeper
     eventually(lambda: running_pods(cluster) == [sleeper], "the pod running again")
 
 
+def test_a_start_that_was_interrupted_is_finished(cluster: LocalProvider) -> None:
+    kubectl(cluster, "delete", "service", "kube-dns", "--namespace=kube-system")
+    cluster.kubeconfig().unlink()
+    cluster.create()
+    assert (
+        kubectl(cluster, "get", "service", "kube-dns", "--namespace=kube-system", "-o", "name") == "service/kube-dns\n"
+    )
+
+
+def test_unreadable_data_are_given_up(cluster: LocalProvider) -> None:
+    for pid in processes.find(NODE_INIT, cluster.folder):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not processes.find(NODE_INIT, cluster.folder), "the end of the node")
+    for path in (cluster.folder / "etcd").rglob("*.wal"):
+        path.write_bytes(b"not a log")
+    cluster.create()
+    assert set(cluster.status().values()) == {OK}
+    assert kubectl(cluster, "get", "deployments", "-o", "name") == ""
+
+
 def test_changed_configuration_starts_the_node_again(cluster: LocalProvider) -> None:
     node = processes.find(NODE_INIT, cluster.folder)
     config = cluster.folder / "config" / "kubelet.json"
@@ -180,7 +200,9 @@ def test_changed_configuration_starts_the_node_again(cluster: LocalProvider) -> 
     assert set(cluster.status().values()) == {OK}
 
 
-def test_deleting_leaves_nothing_behind(cluster: LocalProvider, sleeper: str, before: dict[str, list[str]]) -> None:
+def test_deleting_leaves_nothing_behind(cluster: LocalProvider, before: dict[str, list[str]]) -> None:
+    kubectl(cluster, "create", "deployment", "last", f"--image={PAUSE_IMAGE}")
+    kubectl(cluster, "wait", "--for=condition=Available", "deployment/last", f"--timeout={WAIT_SECONDS:.0f}s")
     inside = processes.namespace(cluster.component_pid("kubelet"), "pid")
     cluster.delete()
     everything = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]

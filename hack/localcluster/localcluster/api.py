@@ -4,7 +4,7 @@ import http.client
 import json
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from localcluster.pki import KeyPair
 
 FIELD_MANAGER = "shipkeeper-localcluster"
 TIMEOUT_SECONDS = 10.0
+HEALTH_SECONDS = 3.0
 WATCH_SECONDS = 600
 
 
@@ -28,8 +29,10 @@ class ApiClient:
         address, port = self._where
         return http.client.HTTPSConnection(address, port, timeout=timeout, context=self._context)
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
-        connection = self._connect(TIMEOUT_SECONDS)
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout: float = TIMEOUT_SECONDS
+    ) -> tuple[int, str]:
+        connection = self._connect(timeout)
         headers = {"Content-Type": "application/apply-patch+yaml"} if body is not None else {}
         try:
             connection.request(method, path, json.dumps(body) if body is not None else None, headers)
@@ -43,7 +46,7 @@ class ApiClient:
     def is_ready(self) -> bool:
         """Whether the API server says that it is ready."""
         try:
-            return self._request("GET", "/readyz")[0] == 200
+            return self._request("GET", "/readyz", timeout=HEALTH_SECONDS)[0] == 200
         except LocalClusterError:
             return False
 
@@ -92,10 +95,10 @@ class ApiClient:
         if status not in (200, 202, 404):
             raise LocalClusterError(f"The API server refused to delete {path} with {status}: {text[:500]}")
 
-    def wait_ready(self, seconds: float) -> bool:
-        """Wait until the API server is ready; False when the time is over."""
+    def wait_ready(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until the API server is ready; False when the time is over or `unless` says that waiting is in vain."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not unless():
             if self.is_ready():
                 return True
             time.sleep(0.1)

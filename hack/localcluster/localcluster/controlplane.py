@@ -68,6 +68,11 @@ class ControlPlaneLayout:
         """The administrator's kubeconfig."""
         return self.folder / "kubeconfig"
 
+    @property
+    def data(self) -> Path:
+        """The store's files."""
+        return self.folder / "etcd"
+
     def authority(self) -> Authority:
         """The certificate authority."""
         return Authority(self.folder / "pki")
@@ -93,7 +98,7 @@ def etcd(layout: ControlPlaneLayout, program: Path) -> Component:
     return Component(
         name="etcd",
         command=(
-            *(str(program), "--name=default", f"--data-dir={layout.folder / 'etcd'}", "--unsafe-no-fsync"),
+            *(str(program), "--name=default", f"--data-dir={layout.data}", "--unsafe-no-fsync"),
             *(f"--listen-client-urls={client}", f"--advertise-client-urls={client}", f"--listen-peer-urls={peer}"),
             *(f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=default={peer}", "--log-level=warn"),
         ),

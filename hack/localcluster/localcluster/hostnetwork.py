@@ -14,6 +14,7 @@ from localcluster.shell import run
 from localcluster.subnets import Network, choose, used_networks
 
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NODE_LINK = "eth0"
 Rule = tuple[str, str, str, tuple[str, ...]]  # table, how to add, chain, match and target
 
@@ -30,6 +31,10 @@ class HostNetwork:
     def link(self) -> str:
         """The name of the machine's end; names of links have at most 15 letters."""
         return link_name(self.cluster)
+
+    @property
+    def _forwarding_record(self) -> Path:
+        return self.folder / "forwarding-enabled-in-boot"
 
     def _rules(self) -> list[Rule]:
         mark = ("-m", "comment", "--comment", f"shipkeeper cluster {self.cluster}")
@@ -53,7 +58,7 @@ class HostNetwork:
             if not self._has(table, chain, rule):
                 run("iptables", "-w", "-t", table, add, chain, *rule)
         if FORWARDING.read_text().strip() == "0":
-            (self.folder / "ip_forward.was").write_text("0")
+            self._forwarding_record.write_text(BOOT_ID.read_text())
             FORWARDING.write_text("1")
 
     def detach_link(self) -> None:
@@ -68,7 +73,9 @@ class HostNetwork:
         for table, _, chain, rule in self._rules():
             while self._has(table, chain, rule):
                 run("iptables", "-w", "-t", table, "-D", chain, *rule)
-        if last and (self.folder / "ip_forward.was").exists():
+        # What was set in an earlier life of the machine is not ours to undo.
+        record = self._forwarding_record
+        if last and record.exists() and record.read_text() == BOOT_ID.read_text():
             FORWARDING.write_text("0")
 
     def _has(self, table: str, chain: str, rule: tuple[str, ...]) -> bool:

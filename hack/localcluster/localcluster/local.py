@@ -26,6 +26,7 @@ from localcluster.supervisor import SupervisorFiles, accepts_connections
 API_SECONDS = 90.0
 NODE_SECONDS = 90.0
 REPAIR_SECONDS = 12.0
+CRASH_LOOP_STARTS = 3
 OK = "ok"
 NODE_INIT = "localcluster.nodeinit"
 
@@ -52,12 +53,14 @@ class LocalProvider:
             before = self._configuration()
             self._files.write(layout.components())
             changed = before != self._configuration()
-            if self._runs() and not changed and self._settles(layout):
+            # The kubeconfig is the last file of a start: without it, an earlier start was interrupted.
+            finished = layout.control_plane.kubeconfig.exists()
+            if self._runs() and finished and not changed and self._settles(layout):
                 return
             if self._runs():
                 say("  The node is " + ("configured anew." if changed else "not healthy. It is started again."))
             self._stop(layout)
-            self._start(layout)
+            self._start_or_begin_anew(layout)
 
     def status(self) -> dict[str, str]:
         """See Provider."""
@@ -104,7 +107,7 @@ class LocalProvider:
 
         Raises LocalClusterError where it does not run now.
         """
-        inner = json.loads(self._files.status.read_text())[component]["pid"]
+        inner = self._supervised().get(component, {}).get("pid")
         for pid in [child for init in self._init_pids() for child in processes.children(init)]:
             with contextlib.suppress(OSError):
                 status = Path(f"/proc/{pid}/status").read_text()
@@ -150,7 +153,33 @@ class LocalProvider:
         files = [self._files.specification, *(self.folder / "config").rglob("*")]
         return {path: path.read_bytes() for path in files if path.is_file()}
 
+    def _start_or_begin_anew(self, layout: NodeLayout) -> None:
+        """Start the node; without its data where these cannot be read, for the store never waits for the disk."""
+        had_data = layout.control_plane.data.exists()
+        try:
+            self._start(layout)
+        except LocalClusterError:
+            if not had_data or not self._fails_again_and_again("etcd"):
+                raise
+            say("  The cluster's data cannot be read, as after a power cut. It begins anew, without its objects.")
+            self._stop(layout)
+            shutil.rmtree(layout.control_plane.data)
+            self._start(layout)
+
+    def _fails_again_and_again(self, component: str) -> bool:
+        started: int = self._supervised().get(component, {}).get("starts", 0)
+        return started >= CRASH_LOOP_STARTS
+
+    def _supervised(self) -> dict[str, dict[str, int]]:
+        """What the supervisor says of its components: process id and count of starts."""
+        try:
+            found: dict[str, dict[str, int]] = json.loads(self._files.status.read_text())
+        except OSError:
+            return {}
+        return found
+
     def _start(self, layout: NodeLayout) -> None:
+        layout.control_plane.kubeconfig.unlink(missing_ok=True)
         with step(f"starting the cluster {self.name}"):
             cgroups.create(layout.cgroup)
             layout.containerd_socket.unlink(missing_ok=True)
@@ -166,7 +195,7 @@ class LocalProvider:
 
     def _finish(self, layout: NodeLayout) -> None:
         client = layout.control_plane.client()
-        if not client.wait_ready(API_SECONDS):
+        if not client.wait_ready(API_SECONDS, unless=lambda: self._fails_again_and_again("etcd")):
             raise not_ready(self._files.logs)
         for path, document in system_objects(layout.network):
             client.apply(path, document)
@@ -205,16 +234,14 @@ class LocalProvider:
     def _problems(self, layout: NodeLayout) -> dict[str, str]:
         client = layout.control_plane.client()
         parts = {"api server": OK if client.is_ready() else "does not answer"}
-        try:
-            running = json.loads(self._files.status.read_text())
-        except OSError:
-            running = {}
+        running = self._supervised()
         for component in self._files.components():
             alive = running.get(component.name, {}).get("pid", 0) != 0
             parts[component.name] = OK if alive else f"does not run, see {self._files.logs / component.name}.log"
         dns = accepts_connections(f"tcp:{layout.network.node}:53")
         parts["dns"] = OK if dns else "does not answer"
-        parts["kubelet"] = parts["kubelet"] if parts["kubelet"] != OK else node_problem(client)
+        if parts["kubelet"] == OK and parts["api server"] == OK:
+            parts["kubelet"] = node_problem(client)
         return parts
 
 

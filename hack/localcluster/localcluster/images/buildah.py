@@ -12,6 +12,7 @@ from localcluster.locks import exclusive
 from localcluster.progress import step
 from localcluster.shell import run, run_logged
 
+UNUSED_IMAGES = 60
 BASE_DOCKERFILE = """FROM scratch
 ADD {root} /
 ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -76,3 +77,7 @@ class BuildahEngine:
         draft.unlink(missing_ok=True)
         run("buildah", *self._storage, "push", "--quiet", image.tag, f"docker-archive:{draft}:{image.tag}")
         draft.replace(image.archive)
+        # Layers of earlier builds make the next one quick, up to a number.
+        unused = run("buildah", *self._storage, "images", "--quiet", "--filter", "dangling=true").split()
+        if len(unused) > UNUSED_IMAGES:
+            run("buildah", *self._storage, "rmi", "--prune")
