@@ -218,7 +218,7 @@ class Cluster:
     async def write_status(self, resource: Object, status: Mapping[str, Any]) -> dict[str, Any] | None:
         """Set the whole status of one of our resources; None where it is so already.
 
-        Raises ApiException 404 or 409 where the resource is gone or another one has its name.
+        Raises ApiException 404 or 409 where the resource is gone or has changed since it was read.
         """
         metadata, held = resource["metadata"], resource.get("status", {})
         kind, name = resource["kind"], (metadata["namespace"], metadata["name"])
@@ -228,8 +228,8 @@ class Cluster:
         manifest = {
             "apiVersion": resource["apiVersion"],
             "kind": kind,
-            # With the uid, a resource that was deleted and made anew cannot get the old one's status.
-            "metadata": {"name": name[1], "namespace": name[0], "uid": metadata["uid"]},
+            # With the version, a resource that changed since, or was made anew, gets no status that is not about it.
+            "metadata": {"name": name[1], "namespace": name[0], "resourceVersion": metadata["resourceVersion"]},
             "status": status,
         }
         try:

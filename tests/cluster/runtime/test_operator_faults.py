@@ -39,7 +39,8 @@ def test_child_that_the_api_server_refuses_is_stalled(operator: OperatorProcess,
     widget.apply("a", deployment=True, memory="much")
     stalled = eventually(lambda: _condition(widget.get("a"), "Stalled"))
     assert stalled["reason"] == "ChildRejected"
-    assert "memory" in stalled["message"]
+    assert "Deployment" in stalled["message"]
+    assert "quantities" in stalled["message"]
     assert operator.metric("shipkeeper_reconcile_errors_total", reason="ChildRejected") == 1
     widget.apply("a", deployment=True, memory="64Mi")
     eventually(lambda: widget.is_ready("a"))
