@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import cgroups, paths, processes
+from localcluster import cgroups, paths, processes, programs
 from localcluster.controlplane import SUPERVISOR, ControlPlane
 from localcluster.errors import LocalClusterError
 from localcluster.hostnetwork import FORWARDING
@@ -231,3 +231,23 @@ def test_control_planes_stand_side_by_side_and_mend_themselves(tmp_path: Path) -
         second.remove()
     assert processes.find(SUPERVISOR, first.folder) == []
     assert not first.folder.exists()
+
+
+def test_assets_of_kubebuilder_make_a_control_plane_without_the_controllers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assets = tmp_path / "assets"
+    assets.mkdir()
+    for name, path in programs.ensure(["etcd", "kube-apiserver", "kubectl"]).items():
+        (assets / name).symlink_to(path)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(assets))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    control_plane = ControlPlane(tmp_path / "control-plane")
+    with control_plane as kubeconfig:
+        # Nobody makes the default service account here, and a pod can be created nevertheless.
+        created = output(
+            str(programs.ensure(["kubectl"])["kubectl"]), f"--kubeconfig={kubeconfig}", "run", "pod", "--image=none"
+        )
+    assert created == "pod/pod created\n"
+    assert not (tmp_path / "empty").exists()
+    assert not control_plane.is_running()
