@@ -28,6 +28,8 @@ from shipkeeper_operator.observe.reader import Object
 
 REQUEST_TIMEOUT_SECONDS = 15
 LIST_CHUNK = 500
+LEASE = "Lease"
+"""The one kind that is written without leading: by it leadership is won."""
 _MANAGED_BY_SELECTOR = ",".join(f"{label}={value}" for label, value in MANAGED_BY.items())
 
 
@@ -268,10 +270,10 @@ class Cluster:
 
     async def create(self, kind: str, namespace: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Create an object that is not a child (an Event, the Lease)."""
-        return await self._request(
+        return await self._write(
             "create",
             kind,
-            self._client.create(
+            lambda: self._client.create(
                 self._resources[kind], body=dict(body), namespace=namespace, field_manager=FIELD_MANAGER, **_PLAIN
             ),
         )
@@ -283,10 +285,10 @@ class Cluster:
     async def replace(self, kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Replace an object that is not a child (the Lease), if nobody changed it since it was read."""
         metadata = body["metadata"]
-        return await self._request(
+        return await self._write(
             "update",
             kind,
-            self._client.replace(
+            lambda: self._client.replace(
                 self._resources[kind], body=dict(body), name=metadata["name"], namespace=metadata["namespace"], **_PLAIN
             ),
         )
@@ -332,7 +334,7 @@ class Cluster:
         )
 
     async def _write(self, verb: str, kind: str, send: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
-        if not self._may_write():
+        if kind != LEASE and not self._may_write():
             raise NotLeadingError("this replica does not hold the Lease")
         return await self._request(verb, kind, send())
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
+from kubernetes.aio.client import ApiException
 from pydantic import ValidationError
 
 from shipkeeper.resources.base import Resource, StatusModel
@@ -21,7 +22,7 @@ from shipkeeper.resources.conditions import READY, RECONCILING, STALLED, stalled
 from shipkeeper.resources.kinds import Kind
 from shipkeeper_operator.children.metadata import FINALIZER
 from shipkeeper_operator.cluster import Cluster
-from shipkeeper_operator.errors import PassTimeoutError, Remedy, Verdict, judge
+from shipkeeper_operator.errors import NameTakenError, NotLeadingError, PassTimeoutError, Remedy, Verdict, judge
 from shipkeeper_operator.events import EventRecorder, transitions
 from shipkeeper_operator.logs import ResourceLogger, resource_logger
 from shipkeeper_operator.metrics import Metrics
@@ -202,6 +203,8 @@ class Controller:
                 raise TypeError(f"{self.kind} has effects but no way to perform them")
             try:
                 await self._perform_effect(effect)
+            except (ApiException, NameTakenError, NotLeadingError):
+                raise  # The API server's answers are judged like those to our other writes.
             except Exception as error:
                 # An outside system failed. Its exception's text may hold an address or a credential: only its type.
                 log.warning("An effect failed: %s", type(error).__name__)
