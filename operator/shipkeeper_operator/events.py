@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 from kubernetes.aio.client import ApiException
 
-from shipkeeper.resources.conditions import READY, RECONCILING, STALLED
+from shipkeeper.resources.conditions import READY, RECONCILING, STALLED, WITH_RETRY
 from shipkeeper_operator.cluster import Cluster
 from shipkeeper_operator.errors import NotLeadingError
 from shipkeeper_operator.metrics import Metrics
@@ -41,21 +41,28 @@ def transitions(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
         previous = old.get(condition["type"])
         if previous and (previous["status"], previous["reason"]) == (condition["status"], condition["reason"]):
             continue
-        if condition["reason"] in said or condition["type"] == RECONCILING:
+        if condition["type"] == RECONCILING:
             continue  # Ready=False has the same words.
         was_true = previous is not None and previous["status"] == "True"
-        is_bad = condition["type"] == STALLED or (
-            was_true and condition["status"] != "True" and not _is_progressing(condition, after)
+        is_bad = (
+            condition["type"] == STALLED
+            or (condition["type"] == READY and _reconciling_reason(after) == WITH_RETRY)
+            or (was_true and condition["status"] != "True" and not _is_progressing(condition, after))
         )
-        said[condition["reason"]] = Event("Warning" if is_bad else "Normal", condition["reason"], condition["message"])
+        if is_bad or condition["reason"] not in said:
+            said[condition["reason"]] = Event(
+                "Warning" if is_bad else "Normal", condition["reason"], condition["message"]
+            )
     return tuple(said.values())
 
 
 def _is_progressing(condition: Mapping[str, Any], after: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a Ready=False merely says that a new generation is being rolled out."""
-    return condition["type"] == READY and any(
-        other["type"] == RECONCILING and other["reason"] == "Progressing" for other in after
-    )
+    """Whether a Ready=False merely says that work is under way: a new generation is being rolled out."""
+    return condition["type"] == READY and _reconciling_reason(after) not in ("", WITH_RETRY)
+
+
+def _reconciling_reason(conditions: Sequence[Mapping[str, Any]]) -> str:
+    return next((str(each["reason"]) for each in conditions if each["type"] == RECONCILING), "")
 
 
 @dataclass

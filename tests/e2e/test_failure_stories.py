@@ -80,7 +80,9 @@ def test_a_migration_whose_copy_was_altered_is_never_verified(namespace: StoryNa
     assert step["verification"]["result"] == "Different"
     assert [(each["key"], each["kind"]) for each in step["verification"]["differences"]] == [("1234", "Changed")]
 
+    # A person mends the row and, as the message says, asks for another verification by a change of the spec.
     namespace.sql("DROP TRIGGER alter_one ON people; UPDATE people SET name = 'person 1234' WHERE old_id = 1234;")
+    namespace.apply("MigrationJob", "people", consolidation(verification={"rangeSize": 1000}))
     found = namespace.wait_for_condition("migrationjob", "people", "Verified", reason="ContentEqual", timeout=180)
     assert found["status"]["phase"] == "Complete"
     assert_silent(namespace, namespace.password())

@@ -17,6 +17,9 @@ READY = "Ready"
 RECONCILING = "Reconciling"
 STALLED = "Stalled"
 
+WITH_RETRY = "ProgressingWithRetry"
+"""Reason of Reconciling while a failure is retried, as Flux has it; Ready has the failure's own reason."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -36,6 +39,11 @@ def ready(reason: str, message: str) -> tuple[Claim, ...]:
 def reconciling(reason: str, message: str) -> tuple[Claim, ...]:
     """Work is under way or retried by itself: kstatus InProgress."""
     return (Claim(READY, "False", reason, message), Claim(RECONCILING, "True", reason, message))
+
+
+def retrying(reason: str, message: str) -> tuple[Claim, ...]:
+    """Something failed and is tried again by itself: kstatus InProgress, and worth a warning."""
+    return (Claim(READY, "False", reason, message), Claim(RECONCILING, "True", WITH_RETRY, message))
 
 
 def stalled(reason: str, message: str) -> tuple[Claim, ...]:

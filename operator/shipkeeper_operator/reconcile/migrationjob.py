@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from shipkeeper.migrations.support import unsupported
-from shipkeeper.resources.conditions import Claim, dated, ready, reconciling, stalled
+from shipkeeper.resources.conditions import Claim, dated, ready, reconciling, retrying, stalled
 from shipkeeper.resources.migrationjob import MigrationJob
 from shipkeeper.resources.migrationjob_status import LastError, MigrationJobStatus, MigrationReport, Phase, WorkerRun
 from shipkeeper_operator.children.migrationjob import (
@@ -174,7 +174,7 @@ def _state(
     if observed.trouble is not None:
         return stalled(observed.trouble.reason, observed.trouble.message)
     if observed.report_error:
-        return reconciling("ReportUnreadable", observed.report_error)
+        return retrying("ReportUnreadable", observed.report_error)
     if report is not None and report.last_error is not None:
         return _error(report.last_error)
     return reconciling(*_under_way(report))
@@ -203,12 +203,12 @@ def _failed(report: MigrationReport | None, job: ObservedJob | None) -> tuple[Cl
     if report is not None and report.last_error is not None:
         return _error(report.last_error)
     why = job.failure if job is not None else "the Job is gone"
-    return reconciling("WorkerFailed", f"{why}; another Job follows")
+    return retrying("WorkerFailed", f"{why}; another Job follows")
 
 
 def _error(error: LastError) -> tuple[Claim, ...]:
     if error.retry == "Soon":
-        return reconciling(error.reason, error.message)
+        return retrying(error.reason, error.message)
     return stalled(error.reason, error.message)
 
 

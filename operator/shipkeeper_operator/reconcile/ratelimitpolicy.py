@@ -214,7 +214,7 @@ def _claims_of_store(resource: RateLimitPolicy, store: StoreState, *, is_install
 
 
 def _claims_of_problem(resource: RateLimitPolicy, problem: Problem, *, reachable: bool) -> tuple[Claim, ...]:
-    kstatus = conditions.stalled if problem.needs_person else conditions.reconciling
+    kstatus = conditions.stalled if problem.needs_person else conditions.retrying
     # What a store holds that does not answer is not known; what was never there is not enforced.
     enforced = Claim(
         ENFORCED, "Unknown" if _was_enforced(resource) and not reachable else "False", problem.reason, problem.message
@@ -285,7 +285,7 @@ def _let_go(resource: RateLimitPolicy, observed: ObservedStore, *, now: datetime
         text = problem.message if problem else "The store has not been read yet."
         minutes = int(limit.total_seconds() // 60)
         wait = f"Waiting at most {minutes} min for the store, to remove the policy's keys: {text}"
-        claims = conditions.reconciling("WaitingForStore", wait)
+        claims = conditions.retrying("WaitingForStore", wait)
         outcome = _answer(resource, status, claims, now=now, requeue_after=LOOK_AGAIN)
     return replace(outcome, finalizer=True)
 

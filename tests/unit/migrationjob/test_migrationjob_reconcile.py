@@ -204,14 +204,18 @@ def _failed(retry: str) -> dict[str, str]:
     return {"reason": "DatabaseUnreachable", "message": "db:5432 refuses connections", "retry": retry}
 
 
-@pytest.mark.parametrize(("retry", "condition"), [("Soon", "Reconciling"), ("WhenMended", "Stalled")])
-def test_a_failed_job_is_replaced_after_a_growing_delay(retry: str, condition: str) -> None:
+@pytest.mark.parametrize(
+    ("retry", "condition", "reason"),
+    [("Soon", "Reconciling", "ProgressingWithRetry"), ("WhenMended", "Stalled", "DatabaseUnreachable")],
+)
+def test_a_failed_job_is_replaced_after_a_growing_delay(retry: str, condition: str, reason: str) -> None:
     resource, name = started()
     delays = []
     for attempt in (1, 2, 3):
         failed = observed(name, "Failed", report(resource, "Interrupted", lastError=_failed(retry)))
         waiting = decide(resource, failed)
-        assert conditions(waiting)[condition] == ("True", "DatabaseUnreachable")
+        assert conditions(waiting)["Ready"] == ("False", "DatabaseUnreachable")
+        assert conditions(waiting)[condition] == ("True", reason)
         assert waiting.requeue_after is not None
         delays.append(waiting.requeue_after)
         assert waiting.status.run is not None

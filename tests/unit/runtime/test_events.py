@@ -17,6 +17,7 @@ def _conditions(*conditions: tuple[str, str, str]) -> list[dict[str, Any]]:
 READY = [("Ready", "True", "Complete")]
 BUILDING = [("Ready", "False", "Building"), ("Reconciling", "True", "Building")]
 PROGRESSING = [("Ready", "False", "Progressing"), ("Reconciling", "True", "Progressing")]
+RETRYING = [("Ready", "False", "StoreUnreachable"), ("Reconciling", "True", "ProgressingWithRetry")]
 STUCK = [("Ready", "False", "SecretMissing"), ("Stalled", "True", "SecretMissing")]
 
 
@@ -29,7 +30,14 @@ STUCK = [("Ready", "False", "SecretMissing"), ("Stalled", "True", "SecretMissing
         (READY, STUCK, [("Warning", "SecretMissing")]),
         (STUCK, STUCK, []),
         (STUCK, READY, [("Normal", "Complete")]),
-        (READY, BUILDING, [("Warning", "Building")]),
+        (READY, BUILDING, [("Normal", "Building")]),
+        (READY, RETRYING, [("Warning", "StoreUnreachable")]),
+        ([], RETRYING, [("Warning", "StoreUnreachable")]),
+        (
+            [*READY, ("Enforced", "True", "ReadBack")],
+            [*BUILDING, ("Enforced", "False", "Building")],
+            [("Warning", "Building")],
+        ),
         (READY, PROGRESSING, [("Normal", "Progressing")]),
         (BUILDING, STUCK, [("Warning", "SecretMissing")]),
         (READY, [*READY, ("Enforced", "True", "ReadBack")], [("Normal", "ReadBack")]),
