@@ -95,8 +95,9 @@ local function expiry(cfg, state, now)
 end
 
 -- Register the subject for as long as its state lives, so that subjects can be counted.
-local function register_subject(cfg, state, until_instant)
+local function register_subject(cfg, state, until_instant, now)
   if cfg.maxSubjects and state.v[cfg.subjects_at] < until_instant then
+    if state.fresh then call('ZREMRANGEBYSCORE', cfg.subjectsKey, '-inf', now) end
     state.v[cfg.subjects_at] = until_instant
     call('ZADD', cfg.subjectsKey, until_instant, state.key)
   end
@@ -108,7 +109,7 @@ local function save_state(cfg, state, now)
     if not state.fresh then call('DEL', state.key) end
     return
   end
-  register_subject(cfg, state, last)
+  register_subject(cfg, state, last, now)
   local v, b = state.v, cfg.breaker
   if b then v[b.at + 9], v[b.at + 10] = #state.window, #state.permits end
   v[cfg.reservations_at] = #state.reservations

@@ -85,10 +85,12 @@ end
 
 local function judge_subject(judgement, account, policy, now)
   local cfg = account.cfg
-  if not account.state.fresh or call('ZSCORE', cfg.subjectsKey, account.state.key) then return end
-  call('ZREMRANGEBYSCORE', cfg.subjectsKey, '-inf', now)
-  if call('ZCARD', cfg.subjectsKey) >= cfg.maxSubjects then
-    local first = call('ZRANGE', cfg.subjectsKey, 0, 0, 'WITHSCORES')
+  if not account.state.fresh then return end
+  -- A look must not write, so who has expired is only left out of the count here.
+  local registered = call('ZSCORE', cfg.subjectsKey, account.state.key)
+  if registered and tonumber(registered) > now then return end
+  if call('ZCOUNT', cfg.subjectsKey, '(' .. now, '+inf') >= cfg.maxSubjects then
+    local first = call('ZRANGE', cfg.subjectsKey, '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
     refuse(judgement, account, policy, 'maxSubjects', 'TooManySubjects', tonumber(first[2]))
   end
 end
