@@ -244,6 +244,26 @@ def test_conditions_of_two_managers_live_in_one_list(kubectl: Kubectl, namespace
     assert conditions() == {"Ready": "True", "Audited": "True"}
 
 
+def test_steps_stay_in_the_order_in_which_they_are_applied(kubectl: Kubectl, namespace: str) -> None:
+    """They are merged by name and run in order: moving one, or putting one between, must move it on the server too."""
+
+    def applied(*names: str) -> list[str]:
+        steps = [{"name": name, "sql": {"statement": "SELECT 1", "unless": "SELECT 1"}} for name in names]
+        manifest = {
+            "apiVersion": API_VERSION,
+            "kind": "MigrationJob",
+            "metadata": {"name": "ordered", "namespace": namespace},
+            "spec": {"database": {"urlFrom": {"name": "database", "key": "url"}}, "steps": steps},
+        }
+        kubectl.apply(manifest)
+        found = kubectl.get("migrationjob", "ordered", namespace=namespace)
+        assert found is not None
+        return [step["name"] for step in found["spec"]["steps"]]
+
+    for order in ("ab", "ba", "acb", "bcad", "x", "bx"):
+        assert applied(*order) == list(order)
+
+
 def test_a_status_sent_with_a_spec_is_not_taken(admission: Admission) -> None:
     """The status subresource: who may write specs cannot pretend that they are fulfilled."""
     kind = kind_named("RateLimitPolicy")

@@ -30,6 +30,15 @@ def test_both_conditions_say_the_same(claims: tuple[Claim, ...]) -> None:
     assert {(claim.reason, claim.message) for claim in claims} == {("Why", "What.")}
 
 
+def test_a_failure_that_is_retried_keeps_its_reason_on_ready() -> None:
+    claims = conditions.retrying("StoreUnavailable", "Connection refused.")
+    assert {claim.type: claim.reason for claim in claims} == {
+        "Ready": "StoreUnavailable",
+        "Reconciling": conditions.WITH_RETRY,
+    }
+    assert said(claims) == {"Ready": "False", "Reconciling": "True"}
+
+
 def test_a_first_condition_is_dated_now() -> None:
     (condition,) = dated(conditions.ready("Enforced", "Well."), previous=(), generation=2, now=NOON)
     assert (condition.last_transition_time, condition.observed_generation) == (NOON, 2)
