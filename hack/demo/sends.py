@@ -52,7 +52,7 @@ class Tries:
     def lines(self) -> list[str]:
         """Return it as lines for a person."""
         refusals = [
-            f"{each['count']:>3} refused by {rule} ({each['reason']}), next try possible in {_span(each)}"
+            f"{each['count']:>3} refused by {rule} ({each['reason']}), {_when(each)}"
             for rule, each in self.refused.items()
         ]
         return [f"{self.allowed:>3} let through", *refusals]
@@ -78,9 +78,11 @@ class Sends:
         return "\n".join([*self.campaign.lines(), amounts, *self.amounts.lines()])
 
 
-def _span(refusal: dict[str, Any]) -> str:
+def _when(refusal: dict[str, Any]) -> str:
     seconds = refusal.get("retry_after_seconds")
-    return "never" if seconds is None else f"{seconds:.0f} s (at {refusal['retry_at']})"
+    if seconds is None:
+        return "and waiting does not help"
+    return f"next try possible in {seconds:.0f} s (at {refusal['retry_at']})"
 
 
 def call(kubectl: Kubectl, method: str, path: str, body: dict[str, Any] | None = None, *, namespace: str) -> Answer:

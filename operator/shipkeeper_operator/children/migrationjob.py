@@ -103,9 +103,6 @@ def build_job(resource: MigrationJob, *, name: str, settings: WorkerSettings) ->
             "spec": _pod(resource, name=name, settings=settings),
         },
     }
-    if resource.spec.parallelism > 1:
-        count = resource.spec.parallelism
-        spec |= {"completionMode": "Indexed", "completions": count, "parallelism": count}
     if worker.active_deadline_seconds is not None:
         spec["activeDeadlineSeconds"] = worker.active_deadline_seconds
     if worker.ttl_seconds_after_finished is not None:

@@ -126,14 +126,11 @@ def test_a_sqlite_database_is_mounted_from_its_claim() -> None:
     assert {"name": "DATABASE_URL", "value": "sqlite+aiosqlite:////data/database/old/app.db"} in worker["env"]
 
 
-def test_several_pods_are_an_indexed_job() -> None:
-    job = job_of(decide(migration(parallelism=4)))
-    assert job is not None
-    assert {key: job["spec"][key] for key in ("completionMode", "completions", "parallelism")} == {
-        "completionMode": "Indexed",
-        "completions": 4,
-        "parallelism": 4,
-    }
+def test_what_the_engine_cannot_do_is_refused_by_name() -> None:
+    outcome = decide(migration(parallelism=4))
+    assert job_of(outcome) is None
+    assert conditions(outcome)["Stalled"] == ("True", "UnsupportedField")
+    assert "spec.parallelism" in next(each.message for each in outcome.status.conditions if each.type == "Stalled")
 
 
 def test_the_same_state_gives_the_same_answer() -> None:
@@ -189,7 +186,7 @@ def test_a_job_that_somebody_deleted_in_mid_work_is_created_again_under_its_name
     assert job["metadata"]["name"] == name
 
 
-@pytest.mark.parametrize("change", [{"throttle": {"maxActiveBackends": 3}}, {"revision": 2}, {"parallelism": 2}])
+@pytest.mark.parametrize("change", [{"throttle": {"maxActiveBackends": 3}}, {"revision": 2}, {"mode": "Plan"}])
 def test_another_spec_is_another_job(change: dict[str, Any]) -> None:
     resource, name = started()
     changed = migration(status=resource.status, **change)
