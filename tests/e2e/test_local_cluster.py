@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import cgroups, paths, processes, programs
+from localcluster import cgroups, local, paths, processes, programs
 from localcluster.controlplane import SUPERVISOR, ControlPlane
 from localcluster.errors import LocalClusterError
 from localcluster.hostnetwork import FORWARDING
@@ -190,13 +190,12 @@ def test_unreadable_data_are_given_up(cluster: LocalProvider) -> None:
     assert kubectl(cluster, "get", "deployments", "-o", "name") == ""
 
 
-def test_changed_configuration_starts_the_node_again(cluster: LocalProvider) -> None:
+def test_changed_configuration_starts_the_node_again(cluster: LocalProvider, monkeypatch: pytest.MonkeyPatch) -> None:
     node = processes.find(NODE_INIT, cluster.folder)
-    config = cluster.folder / "config" / "kubelet.json"
-    config.write_text(config.read_text().replace('"failSwapOn": false', '"failSwapOn": true'))
+    monkeypatch.setattr(local, "upstream_resolvers", lambda: ["192.0.2.53"])
     cluster.create()
     assert processes.find(NODE_INIT, cluster.folder) != node
-    assert '"failSwapOn": false' in config.read_text()
+    assert "192.0.2.53" in (cluster.folder / "config" / "Corefile").read_text()
     assert set(cluster.status().values()) == {OK}
 
 

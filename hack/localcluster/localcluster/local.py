@@ -1,6 +1,7 @@
 """The provider `local`: a one-node cluster out of Go modules and Debian packages, in namespaces of its own."""
 
 import contextlib
+import hashlib
 import ipaddress
 import json
 import os
@@ -16,7 +17,7 @@ from localcluster.controlplane import not_ready, wait_for_service_account
 from localcluster.errors import LocalClusterError
 from localcluster.hostnetwork import HostNetwork, free_network, upstream_resolvers
 from localcluster.locks import exclusive
-from localcluster.nodeconfig import NODE_NAME, NodeLayout, system_objects
+from localcluster.nodeconfig import NODE_NAME, NodeLayout, cgroup_name, system_objects
 from localcluster.pause import pause_archive
 from localcluster.progress import say, step
 from localcluster.shell import run
@@ -39,27 +40,24 @@ class LocalProvider:
         self.folder = paths.clusters_folder() / cluster
         self._files = SupervisorFiles(folder=self.folder)
         self._network_file = self.folder / "network.json"
+        self._start_record = self.folder / "started-with"
 
     def create(self) -> None:
         """See Provider."""
-        if os.geteuid() != 0:
-            raise LocalClusterError(
-                "The local cluster makes namespaces and links: run it as root, or use CLUSTER=kind."
-            )
+        require_root()
         debian.ensure(debian.NODE_PACKAGES)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with exclusive(paths.clusters_folder() / f"{self.name}.lock", f"working on the cluster {self.name}"):
             layout = self._layout()
-            before = self._configuration()
             self._files.write(layout.components())
-            changed = before != self._configuration()
+            changed = self._configuration() != self._started_with()
             # The kubeconfig is the last file of a start: without it, an earlier start was interrupted.
             finished = layout.control_plane.kubeconfig.exists()
             if self._runs() and finished and not changed and self._settles(layout):
                 return
             if self._runs():
                 say("  The node is " + ("configured anew." if changed else "not healthy. It is started again."))
-            self._stop(layout)
+            self._stop()
             self._start_or_begin_anew(layout)
 
     def status(self) -> dict[str, str]:
@@ -92,10 +90,11 @@ class LocalProvider:
     def delete(self) -> None:
         """See Provider."""
         with exclusive(paths.clusters_folder() / f"{self.name}.lock", f"working on the cluster {self.name}"):
+            if self._runs() or self.folder.exists():
+                require_root()
+                self._stop()
             if self._network_file.exists():
-                layout = self._layout_without_programs()
-                self._stop(layout)
-                self._host_network(layout.network).detach(last=not self._other_clusters())
+                self._host_network(self._network()).detach(last=not self._other_clusters())
             if self.folder.exists():
                 shutil.rmtree(self.folder)
         (paths.clusters_folder() / f"{self.name}.lock").unlink(missing_ok=True)
@@ -148,10 +147,16 @@ class LocalProvider:
     def _layout_without_programs(self) -> NodeLayout:
         return NodeLayout(folder=self.folder, name=self.name, network=self._network(), programs={}, resolvers=())
 
-    def _configuration(self) -> dict[Path, bytes]:
-        """Everything the node's programs read at their start."""
-        files = [self._files.specification, *(self.folder / "config").rglob("*")]
-        return {path: path.read_bytes() for path in files if path.is_file()}
+    def _configuration(self) -> str:
+        """A hash of everything the node's programs read at their start."""
+        digest = hashlib.sha256(self._files.specification.read_bytes())
+        for path in sorted(path for path in (self.folder / "config").rglob("*") if path.is_file()):
+            digest.update(f"{path.name} ".encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    def _started_with(self) -> str:
+        """The hash of what the node that runs now was started with."""
+        return self._start_record.read_text() if self._start_record.exists() else ""
 
     def _start_or_begin_anew(self, layout: NodeLayout) -> None:
         """Start the node; without its data where these cannot be read, for the store never waits for the disk."""
@@ -162,7 +167,7 @@ class LocalProvider:
             if not had_data or not self._fails_again_and_again("etcd"):
                 raise
             say("  The cluster's data cannot be read, as after a power cut. It begins anew, without its objects.")
-            self._stop(layout)
+            self._stop()
             shutil.rmtree(layout.control_plane.data)
             self._start(layout)
 
@@ -180,8 +185,9 @@ class LocalProvider:
 
     def _start(self, layout: NodeLayout) -> None:
         layout.control_plane.kubeconfig.unlink(missing_ok=True)
+        paths.write_atomically(self._start_record, self._configuration())
         with step(f"starting the cluster {self.name}"):
-            cgroups.create(layout.cgroup)
+            cgroups.create(cgroup_name(self.name))
             layout.containerd_socket.unlink(missing_ok=True)
             namespaces = ("--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child")
             arguments = (self.folder, paths.cache_folder(), layout.network.node, layout.network.host)
@@ -214,13 +220,13 @@ class LocalProvider:
             time.sleep(0.05)
         self.load_image(pause_archive())
 
-    def _stop(self, layout: NodeLayout) -> None:
+    def _stop(self) -> None:
         """End all processes of the node. Its files stay."""
         # Process 1 first: when its parent has waited for it, all of its namespace is gone.
         for pid in (*self._init_pids(), *processes.find(NODE_INIT, self.folder)):
             processes.end(pid, signal.SIGKILL)
         self._files.status.unlink(missing_ok=True)
-        cgroups.remove(layout.cgroup)
+        cgroups.remove(cgroup_name(self.name))
 
     def _settles(self, layout: NodeLayout) -> bool:
         """Whether all is well, now or after the supervisor had a moment to mend it."""
@@ -243,6 +249,12 @@ class LocalProvider:
         if parts["kubelet"] == OK and parts["api server"] == OK:
             parts["kubelet"] = node_problem(client)
         return parts
+
+
+def require_root() -> None:
+    """Raise LocalClusterError for everybody else."""
+    if os.geteuid() != 0:
+        raise LocalClusterError("The local cluster makes namespaces and links: run this as root, or use CLUSTER=kind.")
 
 
 def node_problem(client: ApiClient) -> str:

@@ -46,11 +46,6 @@ class NodeLayout:
         """Where containerd answers, also outside of the node's namespaces."""
         return self.folder / "containerd.sock"
 
-    @property
-    def cgroup(self) -> str:
-        """The control group above all pods."""
-        return f"shipkeeper-{self.name}"
-
     def _write(self, name: str, content: str | dict[str, Any]) -> Path:
         path = self.folder / "config" / name
         write_atomically(path, content if isinstance(content, str) else json.dumps(content, indent=1))
@@ -147,7 +142,7 @@ class NodeLayout:
             "tlsCertFile": str(serving.certificate),
             "tlsPrivateKeyFile": str(serving.key),
             "cgroupDriver": "cgroupfs",
-            "cgroupRoot": f"/{self.cgroup}",
+            "cgroupRoot": f"/{cgroup_name(self.name)}",
             "failCgroupV1": False,
             "failSwapOn": False,
             "enforceNodeAllocatable": [],
@@ -205,6 +200,11 @@ class NodeLayout:
         arguments = (layout.address, layout.ports.api, layout.authority().certificate, pair.certificate, pair.key)
         module = processes.python("-m", "localcluster.volumes", *map(str, arguments), self.folder / "volumes")
         return Component(name="volume-provisioner", needs=(api,), command=module)
+
+
+def cgroup_name(cluster: str) -> str:
+    """The control group above all pods of a cluster."""
+    return f"shipkeeper-{cluster}"
 
 
 def containerd_config(folder: Path, socket: Path, networks: Path) -> str:

@@ -25,7 +25,7 @@ class BuildahEngine:
 
     def __init__(self) -> None:
         self._folder = paths.cache_folder() / "images"
-        self._storage = (*("--root", str(self._folder / "storage"), "--runroot", str(self._folder / "storage-run")),)
+        self._storage = ("--root", str(self._folder / "storage"), "--runroot", str(self._folder / "storage-run"))
 
     def base(self) -> Image:
         """See ImageEngine."""
