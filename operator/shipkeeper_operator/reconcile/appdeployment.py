@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from shipkeeper.readiness.scorecard import scorecard
 from shipkeeper.resources.appdeployment import AppDeployment, AppDeploymentStatus, Holder
-from shipkeeper.resources.conditions import Claim, dated, ready, reconciling, stalled
+from shipkeeper.resources.conditions import Claim, dated, ready, reconciling, retrying, stalled
 from shipkeeper_operator.children.appdeployment import (
     build_companions,
     build_deployment,
@@ -154,6 +154,8 @@ def _state(plan: _Plan, key: KeyDecision, rollout: Rollout | None) -> tuple[Clai
             return ready(rollout.reason, rollout.message)
         case "Wait":
             return reconciling(rollout.reason, rollout.message)
+        case "Failing":
+            return retrying(rollout.reason, rollout.message)
         case "Person":
             return stalled(rollout.reason, rollout.message)
 

@@ -21,7 +21,10 @@ _RESTARTS_OF_A_LOOP: Final = 2
 # What a container ends with when it was told to end: here, by the kubelet, because a probe said so.
 _EXIT_CODES_OF_A_SIGNAL: Final = (137, 143)
 
-Urgency = Literal["None", "Wait", "Person"]
+# However quick its probes, a container gets this long to become ready before that is called a failure.
+_PATIENCE: Final = timedelta(seconds=30)
+
+Urgency = Literal["None", "Wait", "Failing", "Person"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,8 @@ class Rollout:
     reason: str
     message: str
     urgency: Urgency
-    """None: it is done. Wait: it is under way or heals by itself. Person: somebody must act."""
+    """None: it is done. Wait: it is under way. Failing: something is wrong that may heal by itself. Person: somebody
+    must act."""
     look_again_after: timedelta | None = None
     """When the same facts will mean something else."""
 
@@ -76,7 +80,7 @@ def assess(
     stuck = _deployment_condition(deployment, "Progressing", reason="ProgressDeadlineExceeded")
     if found := _obstacle(resource, pods, now=now):
         person = found.urgency == "Person" or stuck is not None
-        return Rollout(reason=found.reason, message=found.message, urgency="Person" if person else "Wait")
+        return Rollout(reason=found.reason, message=found.message, urgency="Person" if person else "Failing")
     if refused := _deployment_condition(deployment, "ReplicaFailure", status="True"):
         text = f"the API server refuses the pods: {refused.get('message', '')}"
         return Rollout(reason="PodsRefused", message=text, urgency="Person")
@@ -125,7 +129,7 @@ def _obstacle(resource: AppDeployment, pods: Iterable[Mapping[str, Any]], *, now
     pods = tuple(pods)
     if found := trouble(pods):
         # A cluster may yet get another node; all else waits for a person.
-        urgency: Urgency = "Wait" if found.reason == "Unschedulable" else "Person"
+        urgency: Urgency = "Failing" if found.reason == "Unschedulable" else "Person"
         return Rollout(reason=found.reason, message=found.message, urgency=urgency)
     for pod in pods:
         for container in container_statuses(pod):
@@ -162,7 +166,7 @@ def _probe_failing(resource: AppDeployment, container: Mapping[str, Any]) -> Rol
     what = "readiness" if isinstance(probe, ReadinessProbe) else "startup"
     asked = f"{probe.type} {probe.path}" if probe.type == "HTTP" else probe.type
     text = f"container {container.get('name', '')} runs but its {what} probe ({asked}) fails; {_describe(resource)}"
-    return Rollout(reason="ProbeFailing", message=text, urgency="Wait")
+    return Rollout(reason="ProbeFailing", message=text, urgency="Failing")
 
 
 def _until_unready_counts(resource: AppDeployment, container: Mapping[str, Any], *, now: datetime) -> timedelta | None:
@@ -172,7 +176,8 @@ def _until_unready_counts(resource: AppDeployment, container: Mapping[str, Any],
         return None
     probe = _unanswered_probe(resource, container)
     tries = parse_duration(probe.period) * probe.failure_threshold
-    return datetime.fromisoformat(running["startedAt"]) + parse_duration(probe.initial_delay) + tries - now
+    patience = max(parse_duration(probe.initial_delay) + tries, _PATIENCE)
+    return datetime.fromisoformat(running["startedAt"]) + patience - now
 
 
 def _unanswered_probe(resource: AppDeployment, container: Mapping[str, Any]) -> Probe:
