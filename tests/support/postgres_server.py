@@ -1,6 +1,5 @@
 """A real PostgreSQL for a test: its own data folder and port, run by a user that is not root (initdb refuses root)."""
 
-import asyncio
 import contextlib
 import os
 import pwd
@@ -110,15 +109,8 @@ class PostgresServer:
         return self.url(name)
 
     def _answers(self) -> bool:
-        async def ask() -> None:
-            connection = await self.connect()
-            await connection.close()
-
-        try:
-            asyncio.run(ask())
-        except (OSError, asyncpg.PostgresError):
-            return False
-        return True
+        command = [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(command).returncode == 0
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is None:

@@ -156,7 +156,9 @@ class Session:
         try:
             yield
         finally:
-            await transaction.rollback()
+            # A connection that broke took its transaction along.
+            if not self._connection.invalidated and transaction.is_active:
+                await transaction.rollback()
 
     @asynccontextmanager
     async def statements(self) -> AsyncIterator[None]:

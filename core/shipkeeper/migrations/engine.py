@@ -7,13 +7,14 @@ worker gives up and leaves it to the Job.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shipkeeper.resources.migrationjob import MigrationJobSpec
-from shipkeeper.resources.migrationjob_status import Phase, Plan, StepVerification
+from shipkeeper.resources.migrationjob_status import MigrationReport, Phase, Plan, StepVerification
 from shipkeeper.resources.migrationsteps import Retire, Step
 
 from .copying import MovedElsewhereError, RowErrorInBatch
@@ -35,6 +36,7 @@ _LOG: Final = logging.getLogger(__name__)
 _ATTEMPTS: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _HOLD_SECONDS: Final = 1.0
+_CLOSE_SECONDS: Final = 5.0
 _CONFLICTS: Final = ("40001", "40P01")
 
 
@@ -50,6 +52,19 @@ class Migration:
         self._url = url
         self._stop = stop
         self.reporter = Reporter(spec, sink)
+
+    async def verify(self) -> MigrationReport:
+        """Compare what was copied once more, and return the report. Changes nothing but what the ledger says of it.
+
+        Raises MigrationError (VerificationFailed) where source and target differ.
+        """
+        try:
+            await self._attempt(verify_only=True)
+        except Exception as error:
+            failure = explain(error)
+            await self._report_failure(failure, final=True)
+            raise failure from None
+        return self.reporter.report
 
     async def run(self) -> Phase:
         """Run until it is complete, planned, waiting for an approval or interrupted, and return which.
@@ -82,13 +97,13 @@ class Migration:
         return progress.rows_copied + progress.rows_existing + progress.rows_rejected
 
     async def _report_failure(self, failure: MigrationError, *, final: bool) -> None:
-        shown = last_error(failure, at=utc_now(), secrets=self._url.secrets())
+        shown = last_error(failure, secrets=self._url.secrets())
         _LOG.warning("%s: %s", shown.reason, shown.message)
         await self.reporter.failed(shown, phase="Failed" if final else self.reporter.report.phase)
         if final:
             await self.reporter.flush()
 
-    async def _attempt(self) -> Phase:
+    async def _attempt(self, *, verify_only: bool = False) -> Phase:
         if refused := unsupported(self._spec):
             field, advice = refused[0]
             raise MigrationError("UnsupportedField", f"{field} is not supported: {advice}", retry="Never")
@@ -96,7 +111,8 @@ class Migration:
         try:
             connection = await connect(engine)
             try:
-                return await _Run(self, connection, self._spec, self._owner, self._stop, self.reporter).run()
+                run = _Run(connection, self._spec, owner=self._owner, stop=self._stop, reporter=self.reporter)
+                return await (run.verify() if verify_only else run.run())
             finally:
                 await _close(connection)
         finally:
@@ -112,7 +128,8 @@ class Migration:
 
 async def _close(connection: AsyncConnection) -> None:
     try:
-        await connection.close()
+        # A server that is gone never answers a farewell.
+        await asyncio.wait_for(connection.close(), timeout=_CLOSE_SECONDS)
     except Exception as error:  # A connection that broke cannot be closed properly; the failure is reported already.
         _LOG.debug("closing the connection: %s", error)
 
@@ -122,9 +139,9 @@ class _Run:
 
     def __init__(
         self,
-        migration: Migration,
         connection: AsyncConnection,
         spec: MigrationJobSpec,
+        *,
         owner: Owner,
         stop: asyncio.Event,
         reporter: Reporter,
@@ -156,6 +173,29 @@ class _Run:
             await self._reporter.finished("AwaitingApproval")
             return "AwaitingApproval"
         return await self._apply(plan)
+
+    async def verify(self) -> Phase:
+        """Compare every consolidation that was copied."""
+        await self._locks.take(f"shipkeeper {self._owner.migration}", waiting=self._wait_for_lock)
+        entry, records = await self._read_ledger()
+        copied = [step for step in self._spec.steps if step.consolidate is not None and step.name in records]
+        if not copied:
+            raise MigrationError("NothingToVerify", "no consolidation of this revision has begun", retry="Never")
+        await self._copy_ledger()
+        for step in copied:
+            assert step.consolidate is not None  # noqa: S101 # Chosen so.
+            async with self._session.transaction():
+                ready = await prepare_consolidation(
+                    self._session,
+                    self._ledger,
+                    name=step.name,
+                    step=step.consolidate,
+                    started_at=records[step.name].started_at,
+                )
+            await self._verify(ready)
+        phase: Phase = "Complete" if entry.finished_at is not None else "Interrupted"
+        await self._reporter.finished(phase, at=entry.finished_at)
+        return phase
 
     async def _wait_for_lock(self, holder: str) -> None:
         if self._stop.is_set():
@@ -218,13 +258,20 @@ class _Run:
         if step.create_indexes is not None:
             await self._create_indexes(step, record)
         elif step.consolidate is not None:
-            lock = f"shipkeeper table {step.consolidate.target}"
-            await self._locks.take(lock, waiting=self._wait_for_lock)
-            await self._reporter.phase("Running", step=step.name)
-            await self._consolidate(step, record)
-            await self._locks.release(lock)
+            async with self._table_lock(step.consolidate.target, step):
+                await self._consolidate(step, record)
         elif step.retire is not None:
             await self._retire(step, step.retire, record)
+
+    @asynccontextmanager
+    async def _table_lock(self, table: str, step: Step) -> AsyncIterator[None]:
+        """Keep other migrations from changing the same table. After a failure the session ends, and the lock with it."""
+        lock = f"shipkeeper table {table}"
+        await self._locks.take(lock, waiting=self._wait_for_lock)
+        await self._reporter.phase("Running", step=step.name)
+        await self._reporter.lock_taken()
+        yield
+        await self._locks.release(lock)
 
     async def _enter(self, step: Step) -> None:
         async with self._session.transaction():
@@ -256,7 +303,8 @@ class _Run:
         built = set()
         for index in step.create_indexes.indexes:
             self._interrupt_if_asked()
-            status = await self._until_stopped(builder.ensure(index))
+            async with self._table_lock(index.table, step):
+                status = await self._until_stopped(builder.ensure(index))
             if status.action != "None":
                 built.add(index.table)
             await self._reporter.recovered()
@@ -383,10 +431,9 @@ class _Run:
         found: StepVerification = await self._until_stopped(verifier.verify(record))
         text = found.model_dump_json(by_alias=True, exclude_none=True)
         async with self._session.transaction():
-            if found.result == "Equal":
-                await self._ledger.finish_step(ready.name, verification=text)
-            else:
-                await self._ledger.keep_verification(ready.name, text)
+            await self._ledger.keep_verification(ready.name, text)
+            if found.result == "Equal" and not record.done and record.cursor == record.upper:
+                await self._ledger.finish_step(ready.name)
         await self._copy_ledger()
         if found.result != "Equal":
             raise _verification_failed(ready.name, found)

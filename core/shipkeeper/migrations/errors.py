@@ -7,7 +7,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -141,7 +141,7 @@ def _explained(verdict: _Verdict, error: BaseException, state: str | None) -> Mi
     )
 
 
-def last_error(error: MigrationError, *, at: datetime, secrets: tuple[str, ...] = ()) -> LastError:
+def last_error(error: MigrationError, *, secrets: tuple[str, ...] = ()) -> LastError:
     """Return the failure for the report, with every known secret taken out of its text."""
     message = error.message
     for secret in secrets:
@@ -152,7 +152,7 @@ def last_error(error: MigrationError, *, at: datetime, secrets: tuple[str, ...] 
         sql_state=error.sql_state,
         key=error.key[:256] if error.key else None,
         retry=error.retry,
-        at=at,
+        at=datetime.now(UTC),
     )
 
 

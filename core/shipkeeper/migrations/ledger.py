@@ -14,11 +14,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.schema import CreateTable
 
 from .database import Session
 from .errors import MigrationError
 
 METADATA: Final = sa.MetaData()
+METADATA_LOCK: Final = "shipkeeper ledger"
 REJECTS_TABLE: Final = "shipkeeper_migration_rejects"
 
 RUNS: Final = sa.Table(
@@ -140,7 +142,11 @@ class Ledger:
 
     async def create_tables(self) -> None:
         """Create the ledger's tables where they are missing."""
-        await self._session.connection.run_sync(METADATA.create_all)
+        if not self._session.is_sqlite:
+            # Two sessions that create the same table at once collide in PostgreSQL's catalogue, IF NOT EXISTS or not.
+            await self._session.rows(f"SELECT pg_advisory_xact_lock(hashtextextended('{METADATA_LOCK}', 0))")
+        for table in METADATA.sorted_tables:
+            await self._session.connection.execute(CreateTable(table, if_not_exists=True))
 
     async def exists(self) -> bool:
         """Whether the ledger's tables are there."""
@@ -229,11 +235,9 @@ class Ledger:
         )
         return result.rowcount == 1
 
-    async def finish_step(self, name: str, *, verification: str | None = None) -> None:
+    async def finish_step(self, name: str) -> None:
         """Mark a step done."""
-        values: dict[str, Any] = {"done": True, "finished_at": utc_now()}
-        if verification is not None:
-            values["verification"] = verification
+        values = {"done": True, "finished_at": utc_now()}
         await self._session.connection.execute(
             sa.update(STEPS).where(*self._mine(STEPS), STEPS.c.step == name).values(values)
         )
