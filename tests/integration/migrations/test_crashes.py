@@ -1,4 +1,4 @@
-"""Crashes: the worker killed anywhere, the server restarted, the connection cut around COMMIT. Nothing lost or doubled."""
+"""Crashes: the worker killed, the server restarted, the connection cut around COMMIT. Nothing lost or doubled."""
 
 import asyncio
 import contextlib
