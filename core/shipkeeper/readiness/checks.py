@@ -31,12 +31,15 @@ def _not_applicable(name: str, reason: str, message: str) -> ReadinessCheck:
 
 def database(facts: LiveFacts) -> ReadinessCheck:
     """Check that running pods reach a database whose migrations are verified."""
-    if facts.database is None:
+    if facts.database is None and not facts.migrations:
         return _not_applicable("Database", "NotDeclared", "spec.database is not set")
     if facts.database_trouble is not None:
         return _failed("Database", "NotUsable", facts.database_trouble)
     if unmet := _unmet(facts.migrations):
         return _failed("Database", "MigrationNotVerified", unmet)
+    verified = " and ".join(f"MigrationJob {each.name} is verified" for each in facts.migrations)
+    if facts.database is None:
+        return _passed("Database", "MigrationsVerified", verified)
     ready = _ready(facts.pods)
     if facts.deployment is None or not facts.pods:
         return _unknown("Database", "NoPods", "no pod runs, so nothing shows that the database answers")
@@ -44,8 +47,8 @@ def database(facts: LiveFacts) -> ReadinessCheck:
         return _unknown("Database", "NoReadinessProbe", "without a readiness probe no pod says whether it is reached")
     if ready == 0:
         return _failed("Database", "NoPodReady", f"no pod with the URL from {facts.database} says that it is ready")
-    verified = "".join(f"; MigrationJob {each.name} is verified" for each in facts.migrations)
-    return _passed("Database", "Reached", f"{ready} ready pods use the URL from {facts.database}{verified}")
+    reached = f"{ready} ready pods use the URL from {facts.database}"
+    return _passed("Database", "Reached", f"{reached}; {verified}" if verified else reached)
 
 
 def rate_limits(facts: LiveFacts) -> ReadinessCheck:
