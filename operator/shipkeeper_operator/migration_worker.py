@@ -24,7 +24,6 @@ from shipkeeper.migrations import exitcodes
 from shipkeeper.migrations.database import DatabaseUrl, parse_url
 from shipkeeper.migrations.engine import Migration
 from shipkeeper.migrations.errors import MigrationError, last_error
-from shipkeeper.migrations.ledger import utc_now
 from shipkeeper.migrations.metrics import MeteredSink
 from shipkeeper.resources.migrationjob import KIND, MigrationJob
 from shipkeeper.resources.migrationjob_status import MigrationReport, Phase
@@ -128,7 +127,7 @@ async def run_worker(environment: WorkerEnvironment, api: client.CoreV1Api, *, s
             revision=resource.spec.revision,
             work_hash=resource.spec.work_hash(),
             phase="Failed",
-            last_error=last_error(error, at=utc_now()),
+            last_error=last_error(error),
         )
         await sink.write(report)
         return _exit_code_of(error)
