@@ -109,7 +109,7 @@ class PostgresServer:
         return self.url(name)
 
     def _answers(self) -> bool:
-        command = [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        command: list[str | Path] = [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(command).returncode == 0
 
     def _end(self, how: signal.Signals) -> None:

@@ -114,15 +114,16 @@ async def test_a_source_row_that_vanished_is_named(database: Any) -> None:
 
 async def test_a_target_that_changes_what_is_written_fails_the_job(database: Any) -> None:
     await database.load(generate(rows=ROWS, seed=23, odd=0))
+    row = where(database).replace("payload", "new.payload")
     if database.url.startswith("sqlite"):
         await database.execute(
-            f"CREATE TRIGGER meddle AFTER INSERT ON interactions WHEN {where(database).replace('payload', 'new.payload')} "
+            f"CREATE TRIGGER meddle AFTER INSERT ON interactions WHEN {row} "
             "BEGIN UPDATE interactions SET status = 'failed' WHERE id = new.id; END"
         )
     else:
         await database.execute(
             "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-            f"IF {where(database).replace('payload', 'new.payload')} THEN new.status := 'failed'; END IF; RETURN new; END $$;"
+            f"IF {row} THEN new.status := 'failed'; END IF; RETURN new; END $$;"
             "CREATE TRIGGER meddle BEFORE INSERT ON interactions FOR EACH ROW EXECUTE FUNCTION meddle()"
         )
     with pytest.raises(MigrationError) as failure:
