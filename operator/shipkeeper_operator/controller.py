@@ -43,6 +43,8 @@ BUG_RETRY_SECONDS = 60.0
 REJECTED_RETRY_SECONDS = 300.0
 INVALID_SPEC = "InvalidSpec"
 UNSETTLED = "unsettled"
+# Conflicts with other writers come and go; only what lasts is worth a line.
+_USUAL_FAILURES = 3
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ class Controller:
         match verdict.remedy:
             case Remedy.WAIT:
                 self.queue.add_rate_limited(key, at_least=verdict.retry_after_seconds or 0)
-                level = logging.WARNING if self.queue.failures(key) > 3 else logging.INFO
+                level = logging.WARNING if self.queue.failures(key) > _USUAL_FAILURES else logging.DEBUG
                 log.log(level, "Trying again: %s: %s", verdict.reason, verdict.message)
             case Remedy.PERSON:
                 log.warning("%s: %s", verdict.reason, verdict.message)

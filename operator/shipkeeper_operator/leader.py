@@ -4,16 +4,20 @@
 so this is our own, small. A candidate trusts only its own monotonic clock: a Lease is free when it has not changed for
 its duration since this candidate first saw it so. A leader that cannot renew stops before anybody else may begin: its
 writes are refused once the renewal is overdue, whatever else still runs.
+
+The election runs on a thread and an event loop of its own. On the operator's loop a flood of watch events could hold up
+a renewal for seconds, and a busy leader would lose its Lease when it is needed most.
 """
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 from kubernetes.aio.client import ApiException
@@ -21,6 +25,8 @@ from kubernetes.aio.client import ApiException
 from shipkeeper_operator.errors import api_message
 
 LEASE_NAME = "shipkeeper-operator"
+
+ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +83,8 @@ class Election:
         self._seen_version = ""
         self._seen_at = float("-inf")
         self._renewed_at = float("-inf")
+        self.answered_at = float("-inf")
+        """Monotonic time of the API server's last answer."""
 
     @property
     def is_leading(self) -> bool:
@@ -129,6 +137,7 @@ class Election:
         # Taken before the request: what counts is when the others may have seen it, not when the answer came.
         asked_at = self._monotonic()
         lease = await self._store.fetch("Lease", self._namespace, LEASE_NAME)
+        self.answered_at = self._monotonic()
         try:
             if lease is None:
                 await self._store.create("Lease", self._namespace, self._first_lease())
@@ -178,6 +187,55 @@ class Election:
             **changes,
         }
         return {**lease, "spec": {**spec, **mine}}
+
+
+class ElectionThread:
+    """An election that goes on, on time, whatever the operator's own event loop is busy with."""
+
+    def __init__(self, open_election: Callable[[], AbstractAsyncContextManager[Election]]) -> None:
+        """Take how to open the election; that is done on the thread, whose event loop its connections belong to."""
+        self._open = open_election
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="leader election", daemon=True)
+        self._resources = AsyncExitStack()
+        self._election: Election | None = None
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether this process may write now."""
+        return self._election is not None and self._election.is_leading
+
+    @property
+    def answered_at(self) -> float:
+        """Monotonic time of the API server's last answer."""
+        return self._election.answered_at if self._election is not None else float("-inf")
+
+    async def acquire(self) -> None:
+        """Begin, and wait until this process holds the Lease."""
+        self._thread.start()
+        election = await self._call(self._resources.enter_async_context(self._open()))
+        self._election = election
+        await self._call(election.acquire())
+
+    async def hold(self) -> None:
+        """Renew the Lease for as long as that works. Raises LeadershipLostError."""
+        if self._election is not None:
+            await self._call(self._election.hold())
+
+    async def close(self) -> None:
+        """Give the Lease back where it is held, and end the thread."""
+        if not self._thread.is_alive():
+            self._loop.close()
+            return
+        if self._election is not None:
+            await self._call(self._election.release())
+        await self._call(self._resources.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        await asyncio.to_thread(self._thread.join)
+        self._loop.close()
+
+    async def _call(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
 
 def _cause(error: Exception) -> str:

@@ -6,7 +6,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -23,7 +24,7 @@ from shipkeeper_operator.events import EventRecorder
 from shipkeeper_operator.handlers.watches import Watches, kopf_registry, kopf_settings
 from shipkeeper_operator.health import LONGEST_LOOP_LAG_SECONDS, HealthServer, LoopMonitor, Verdict
 from shipkeeper_operator.kinds import CHILDREN, POD, UNWATCHED, own_kind
-from shipkeeper_operator.leader import Election, LeadershipLostError
+from shipkeeper_operator.leader import Election, ElectionThread, LeadershipLostError
 from shipkeeper_operator.logs import configure_logging
 from shipkeeper_operator.metrics import Metrics
 from shipkeeper_operator.registrations import registrations
@@ -63,7 +64,7 @@ class Operator:
             namespaces=settings.watch_namespaces,
             may_write=lambda: self._election.is_leading,
         )
-        self._election = Election(self._cluster, namespace=settings.namespace, identity=settings.identity)
+        self._election = ElectionThread(lambda: open_election(settings, self._metrics))
         routes = Routes(own_kinds=self._own_kinds)
         recorder = EventRecorder(self._cluster, instance=settings.identity, metrics=self._metrics)
         self._controllers = {
@@ -115,7 +116,7 @@ class Operator:
         finally:
             await self._drain()
             await self._cancel(leading)
-            await self._election.release()
+            await self._election.close()
             await self._health.stop()
             kopf_stop.set()
             await self._cancel(*background, stopped)
@@ -234,8 +235,7 @@ class Operator:
         lag = self._monitor.lag_seconds
         checks = {"eventLoop": f"lag {lag:.3f} s"}
         ok = lag < LONGEST_LOOP_LAG_SECONDS
-        api_answers = time.monotonic() - self._cluster.last_success < LONGEST_API_SILENCE_SECONDS
-        if self._watches.is_synced() and api_answers:
+        if self._watches.is_synced() and self._api_answers():
             for kind, silence in self._watches.silence_seconds().items():
                 checks[f"watch {kind}"] = f"silent for {silence:.0f} s"
                 ok = ok and silence < LONGEST_WATCH_SILENCE_SECONDS
@@ -243,8 +243,7 @@ class Operator:
 
     def _ready(self) -> Verdict:
         """Ready: the API server answers and the cache is complete. A standby is ready too."""
-        silence = time.monotonic() - self._cluster.last_success
-        answers, synced = silence < LONGEST_API_SILENCE_SECONDS, self._watches.is_synced()
+        answers, synced = self._api_answers(), self._watches.is_synced()
         self._metrics.ready.set(answers and synced)
         checks = {
             "apiServer": "answers" if answers else "does not answer",
@@ -252,6 +251,11 @@ class Operator:
             "role": "leader" if self._election.is_leading else "standby",
         }
         return Verdict(answers and synced, checks)
+
+    def _api_answers(self) -> bool:
+        """Whether the API server answered lately: the election asks it every two seconds, on a standby too."""
+        answered_at = max(self._cluster.last_success, self._election.answered_at)
+        return time.monotonic() - answered_at < LONGEST_API_SILENCE_SECONDS
 
     def _scrape(self) -> bytes:
         for watched in self._watched:
@@ -265,6 +269,18 @@ class Operator:
 def _unexpected(error: BaseException | None) -> BaseException | None:
     """Return the error if its traceback is of use."""
     return None if isinstance(error, LeadershipLostError) else error
+
+
+@asynccontextmanager
+async def open_election(settings: Settings, metrics: Metrics) -> AsyncIterator[Election]:
+    """Make an election with a connection of its own."""
+    connection = await connect()
+    try:
+        client = connection.dynamic_client()
+        leases = Cluster(client, kinds=UNWATCHED, own_kinds=frozenset(), metrics=metrics, may_write=lambda: False)
+        yield Election(leases, namespace=settings.namespace, identity=settings.identity)
+    finally:
+        await connection.close()
 
 
 async def run_operator(settings: Settings, registrations: Sequence[ResourceController[Any, Any, Any, Any]]) -> int:

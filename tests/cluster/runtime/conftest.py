@@ -1,6 +1,7 @@
 """The test kind installed, and an operator for it per test."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from demo.kubectl import Kubectl
 from shipkeeper.resources.base import API_VERSION
 from shipkeeper.resources.crd import custom_resource_definition
 from support import widgets
-from support.apiserver import ApiServer
+from support.apiserver import ApiServer, eventually
 from support.operator_process import OperatorProcess
 
 _TESTS = Path(__file__).parents[2]
+WIDGET_OPERATOR = (sys.executable, "-m", "support.widgets")
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +35,7 @@ def new_operator(widget_api: ApiServer, namespace: str, tmp_path: Path) -> Calla
         return OperatorProcess(
             widget_api,
             namespace=namespace,
-            command=(sys.executable, "-m", "support.widgets"),
+            command=WIDGET_OPERATOR,
             identity=identity,
             environment={"PYTHONPATH": str(_TESTS), widgets.STORE_VARIABLE: str(tmp_path), **environment},
             log=tmp_path / f"{identity}.log",
@@ -42,12 +44,29 @@ def new_operator(widget_api: ApiServer, namespace: str, tmp_path: Path) -> Calla
     return make
 
 
-@pytest.fixture
-def operator(new_operator: Callable[..., OperatorProcess]) -> Iterator[OperatorProcess]:
-    """An operator that leads and reconciles."""
-    with new_operator() as process:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which Widgets keep what lies outside the cluster."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def operator(widget_api: ApiServer, store: Path) -> Iterator[OperatorProcess]:
+    """An operator that leads and reconciles all namespaces, shared by the tests of a module."""
+    namespace = widget_api.create_namespace("operator")
+    with OperatorProcess(
+        widget_api,
+        namespace=namespace,
+        command=WIDGET_OPERATOR,
+        environment={
+            "PYTHONPATH": str(_TESTS),
+            "SHIPKEEPER_WATCH_NAMESPACES": "",
+            widgets.STORE_VARIABLE: str(store),
+        },
+    ) as process:
         process.wait_leading()
         yield process
+    widget_api.delete_namespace(namespace)
 
 
 class Widgets:
@@ -85,6 +104,27 @@ class Widgets:
 
 
 @pytest.fixture
-def widget(kubectl: Kubectl, namespace: str) -> Widgets:
-    """Apply and read Widgets in the test's namespace."""
-    return Widgets(kubectl, namespace)
+def widget(kubectl: Kubectl, namespace: str) -> Iterator[Widgets]:
+    """Apply and read Widgets in the test's namespace; they are deleted at its end, finalizers or not."""
+    yield Widgets(kubectl, namespace)
+    kubectl.run("delete", "widgets", "--all", "-n", namespace, "--wait=false", "--ignore-not-found")
+    for left in kubectl.list("widgets", namespace=namespace):
+        kubectl.patch("widget", left["metadata"]["name"], {"metadata": {"finalizers": None}}, namespace=namespace)
+
+
+def settle(operator: OperatorProcess) -> dict[str, int]:
+    """Return the writes once no pass was made for a second."""
+
+    def is_quiet() -> bool:
+        before = operator.metric("shipkeeper_reconcile_total")
+        time.sleep(1)
+        return operator.metric("shipkeeper_reconcile_total") == before
+
+    eventually(is_quiet, timeout=60, what="an operator at rest")
+    return operator.writes()
+
+
+def condition(found: dict[str, object], type_: str) -> dict[str, str] | None:
+    status = found.get("status")
+    conditions = status.get("conditions", []) if isinstance(status, dict) else []
+    return next((each for each in conditions if each["type"] == type_), None)

@@ -1,55 +1,17 @@
-"""What goes wrong around the operator: a bad spec, a dead leader, a dead API server, an event that never came."""
+"""What befalls the operator: a restart, a dead leader, a dead API server, a failing effect. Each test has its own."""
 
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from demo.kubectl import Kubectl
 from support.apiserver import ApiServer, eventually
 from support.operator_process import OperatorProcess
 
-from .conftest import Widgets
+from .conftest import Widgets, condition, settle
 
 NewOperator = Callable[..., OperatorProcess]
-
-
-def _condition(found: dict[str, object], type_: str) -> dict[str, str] | None:
-    status = found.get("status")
-    conditions = status.get("conditions", []) if isinstance(status, dict) else []
-    return next((each for each in conditions if each["type"] == type_), None)
-
-
-def test_spec_that_the_model_refuses_is_stalled_and_recovers(operator: OperatorProcess, widget: Widgets) -> None:
-    widget.apply("a")
-    eventually(lambda: widget.is_ready("a"))
-    widget.apply("a", text="unfit")
-    stalled = eventually(lambda: _condition(widget.get("a"), "Stalled"))
-    assert stalled["reason"] == "InvalidSpec"
-    assert "spec.text" in stalled["message"]
-    assert "write another one" in stalled["message"]
-    status = widget.get("a")["status"]
-    assert status["parts"] == 1, "what status said besides stays"
-    assert status["observedGeneration"] == widget.get("a")["metadata"]["generation"]
-    assert "unfit" not in stalled["message"], "what a person pasted is not repeated"
-    widget.apply("a", text="fit")
-    eventually(lambda: widget.is_ready("a"))
-
-
-def test_child_that_the_api_server_refuses_is_stalled(operator: OperatorProcess, widget: Widgets) -> None:
-    widget.apply("a", deployment=True, memory="much")
-    stalled = eventually(lambda: _condition(widget.get("a"), "Stalled"))
-    assert stalled["reason"] == "ChildRejected"
-    assert "Deployment" in stalled["message"]
-    assert "quantities" in stalled["message"]
-    assert operator.metric("shipkeeper_reconcile_errors_total", reason="ChildRejected") == 1
-    widget.apply("a", deployment=True, memory="64Mi")
-    eventually(lambda: widget.is_ready("a"))
-
-
-def test_part_names_that_are_no_names_are_stalled(operator: OperatorProcess, widget: Widgets) -> None:
-    widget.apply("a", parts=["Not_A_Name"])
-    stalled = eventually(lambda: _condition(widget.get("a"), "Stalled"))
-    assert stalled["reason"] == "ChildRejected"
 
 
 def test_standby_is_ready_and_does_nothing(new_operator: NewOperator, widget: Widgets) -> None:
@@ -198,3 +160,44 @@ def test_missing_kubeconfig_is_said(new_operator: NewOperator) -> None:
     operator = new_operator(KUBECONFIG="/nonexistent/config").start()
     assert operator.process.wait(30) == 2
     assert "KUBECONFIG" in operator.log_text()
+
+
+def test_restart_changes_nothing(
+    new_operator: Callable[..., OperatorProcess], widget: Widgets, namespace: str, kubectl: Kubectl
+) -> None:
+    with new_operator() as first:
+        first.wait_leading()
+        for name in ("a", "b"):
+            widget.apply(name, deployment=True, stored=True, memory="1024Mi")
+        eventually(lambda: widget.is_ready("a") and widget.is_ready("b"))
+        settle(first)
+    versions = _versions(kubectl, namespace)
+    with new_operator("replica-b") as second:
+        second.wait_leading()
+        eventually(lambda: second.metric("shipkeeper_reconcile_total", result="success") >= 2)
+        assert settle(second) == {}
+    assert _versions(kubectl, namespace) == versions
+
+
+def _versions(kubectl: Kubectl, namespace: str) -> dict[str, str]:
+    kinds = ("widgets", "configmaps", "deployments")
+    return {
+        f"{kind}/{found['metadata']['name']}": found["metadata"]["resourceVersion"]
+        for kind in kinds
+        for found in kubectl.list(kind, namespace=namespace)
+    }
+
+
+def test_failed_effect_is_retried_and_recovers(
+    new_operator: Callable[..., OperatorProcess], widget: Widgets, tmp_path: Path
+) -> None:
+    away = tmp_path / "not-there-yet"
+    with new_operator(WIDGET_STORE=str(away)) as operator:
+        operator.wait_leading()
+        widget.apply("a", stored=True)
+        eventually(lambda: condition(widget.get("a"), "Reconciling"))
+        eventually(lambda: operator.metric("shipkeeper_reconcile_errors_total", reason="EffectFailed") >= 3)
+        writes = operator.writes()
+        assert writes["apply Widget/status"] == 1, "a failure that repeats is said once"
+        away.mkdir()
+        eventually(lambda: widget.is_ready("a"))

@@ -2,35 +2,28 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from demo.kubectl import Kubectl
 from support.apiserver import eventually
 from support.operator_process import OperatorProcess
 
-from .conftest import Widgets
+from .conftest import Widgets, condition, settle
 
 
-def _settle(operator: OperatorProcess) -> dict[str, int]:
-    """Return the writes once no pass was made for a second."""
-
-    def is_quiet() -> bool:
-        before = operator.metric("shipkeeper_reconcile_total")
-        time.sleep(1)
-        return operator.metric("shipkeeper_reconcile_total") == before
-
-    eventually(is_quiet, timeout=60, what="an operator at rest")
-    return operator.writes()
+def _added(operator: OperatorProcess, before: dict[str, int]) -> dict[str, int]:
+    """Return the writes since, once the operator is at rest."""
+    now = settle(operator)
+    return {what: count - before.get(what, 0) for what, count in now.items() if count != before.get(what, 0)}
 
 
 def test_brings_up_with_one_write_per_child_and_one_status(
     operator: OperatorProcess, widget: Widgets, kubectl: Kubectl
 ) -> None:
+    before = settle(operator)
     widget.apply("a", parts=["one", "two"])
     eventually(lambda: widget.is_ready("a"))
-    writes = _settle(operator)
-    assert writes == {"apply ConfigMap": 2, "apply Widget/status": 1, "create Event": 1}
+    assert _added(operator, before) == {"apply ConfigMap": 2, "apply Widget/status": 1, "create Event": 1}
     text = kubectl.run("get", "configmap", "a-one", "-n", widget.namespace, "-o=json", "--show-managed-fields")
     child = json.loads(text)
     assert child["data"] == {"text": "hello"}
@@ -43,41 +36,15 @@ def test_idle_operator_writes_nothing(operator: OperatorProcess, widget: Widgets
         widget.apply(name, deployment=True)
     for name in ("a", "b", "c"):
         eventually(lambda name=name: widget.is_ready(name))  # type: ignore[misc]
-    before = _settle(operator)
+    before = settle(operator)
     time.sleep(5)
     assert operator.writes() == before
-
-
-def test_restart_changes_nothing(
-    new_operator: Callable[..., OperatorProcess], widget: Widgets, namespace: str, kubectl: Kubectl
-) -> None:
-    with new_operator() as first:
-        first.wait_leading()
-        for name in ("a", "b"):
-            widget.apply(name, deployment=True, stored=True, memory="1024Mi")
-        eventually(lambda: widget.is_ready("a") and widget.is_ready("b"))
-        _settle(first)
-    versions = _versions(kubectl, namespace)
-    with new_operator("replica-b") as second:
-        second.wait_leading()
-        eventually(lambda: second.metric("shipkeeper_reconcile_total", result="success") >= 2)
-        assert _settle(second) == {}
-    assert _versions(kubectl, namespace) == versions
-
-
-def _versions(kubectl: Kubectl, namespace: str) -> dict[str, str]:
-    kinds = ("widgets", "configmaps", "deployments")
-    return {
-        f"{kind}/{found['metadata']['name']}": found["metadata"]["resourceVersion"]
-        for kind in kinds
-        for found in kubectl.list(kind, namespace=namespace)
-    }
 
 
 def test_burst_of_changes_makes_few_passes_and_ends_at_the_last(operator: OperatorProcess, widget: Widgets) -> None:
     widget.apply("a", text="first")
     eventually(lambda: widget.is_ready("a"))
-    _settle(operator)
+    settle(operator)
     passes = operator.metric("shipkeeper_reconcile_total")
     manifests = [
         {
@@ -91,7 +58,7 @@ def test_burst_of_changes_makes_few_passes_and_ends_at_the_last(operator: Operat
     widget.kubectl.apply(*manifests)
     eventually(lambda: (widget.configmap("a-one") or {})["data"]["text"] == "text 19")
     eventually(lambda: widget.is_ready("a"))
-    _settle(operator)
+    settle(operator)
     assert operator.metric("shipkeeper_reconcile_total") - passes <= 20
 
 
@@ -110,7 +77,7 @@ def test_what_others_add_is_left_alone(operator: OperatorProcess, widget: Widget
     widget.apply("a")
     eventually(lambda: widget.is_ready("a"))
     kubectl.patch("configmap", "a-one", {"data": {"theirs": "stays"}}, namespace=widget.namespace)
-    before = _settle(operator)
+    before = settle(operator)
     child = widget.configmap("a-one")
     assert child is not None
     assert child["data"] == {"text": "hello", "theirs": "stays"}
@@ -125,6 +92,7 @@ def test_removed_field_is_removed(operator: OperatorProcess, widget: Widgets) ->
 
 
 def test_child_no_longer_wanted_is_pruned(operator: OperatorProcess, widget: Widgets, kubectl: Kubectl) -> None:
+    before = settle(operator)
     kubectl.run("create", "configmap", "bystander", "-n", widget.namespace)
     widget.apply("a", parts=["one", "two"], deployment=True)
     eventually(lambda: widget.is_ready("a"))
@@ -133,17 +101,14 @@ def test_child_no_longer_wanted_is_pruned(operator: OperatorProcess, widget: Wid
     eventually(lambda: kubectl.get("deployment", "a", namespace=widget.namespace) is None)
     assert widget.configmap("a-two") is not None
     assert widget.configmap("bystander") is not None
-    writes = _settle(operator)
-    assert {what: count for what, count in writes.items() if what.startswith("delete")} == {
-        "delete ConfigMap": 1,
-        "delete Deployment": 1,
-    }
+    deleted = {what: count for what, count in _added(operator, before).items() if what.startswith("delete")}
+    assert deleted == {"delete ConfigMap": 1, "delete Deployment": 1}
 
 
 def test_object_of_somebody_else_is_never_taken(operator: OperatorProcess, widget: Widgets, kubectl: Kubectl) -> None:
     kubectl.run("create", "configmap", "a-one", "-n", widget.namespace, "--from-literal=text=theirs")
     widget.apply("a")
-    stalled = eventually(lambda: _condition(widget.get("a"), "Stalled"))
+    stalled = eventually(lambda: condition(widget.get("a"), "Stalled"))
     assert stalled["reason"] == "NameTaken"
     assert "ConfigMap" in stalled["message"]
     assert "a-one" in stalled["message"]
@@ -153,12 +118,6 @@ def test_object_of_somebody_else_is_never_taken(operator: OperatorProcess, widge
     kubectl.run("delete", "configmap", "a-one", "-n", widget.namespace)
     widget.apply("a", text="mine")
     eventually(lambda: widget.is_ready("a"))
-
-
-def _condition(found: dict[str, object], type_: str) -> dict[str, str] | None:
-    status = found.get("status")
-    conditions = status.get("conditions", []) if isinstance(status, dict) else []
-    return next((each for each in conditions if each["type"] == type_), None)
 
 
 def test_referrer_is_woken(operator: OperatorProcess, widget: Widgets) -> None:
@@ -176,12 +135,12 @@ def test_status_follows_a_childs_status(operator: OperatorProcess, widget: Widge
     eventually(lambda: widget.get("a").get("status", {}).get("replicas") == 1)
 
 
-def test_finalizer_guards_what_lies_outside(operator: OperatorProcess, widget: Widgets, tmp_path: Path) -> None:
+def test_finalizer_guards_what_lies_outside(operator: OperatorProcess, widget: Widgets, store: Path) -> None:
     widget.apply("a", stored=True, text="kept")
     eventually(lambda: widget.is_ready("a"))
     found = widget.get("a")
     assert found["metadata"]["finalizers"] == ["shipkeeper.dev/finalizer"]
-    stored = tmp_path / found["metadata"]["uid"]
+    stored = store / found["metadata"]["uid"]
     assert stored.read_text() == "kept"
     stored.unlink()
     widget.apply("a", stored=True, text="kept anew")
@@ -203,27 +162,12 @@ def test_finalizer_goes_with_its_reason(operator: OperatorProcess, widget: Widge
     )
 
 
-def test_failed_effect_is_retried_and_recovers(
-    new_operator: Callable[..., OperatorProcess], widget: Widgets, tmp_path: Path
-) -> None:
-    away = tmp_path / "not-there-yet"
-    with new_operator(WIDGET_STORE=str(away)) as operator:
-        operator.wait_leading()
-        widget.apply("a", stored=True)
-        eventually(lambda: _condition(widget.get("a"), "Reconciling"))
-        eventually(lambda: operator.metric("shipkeeper_reconcile_errors_total", reason="EffectFailed") >= 3)
-        writes = operator.writes()
-        assert writes["apply Widget/status"] == 1, "a failure that repeats is said once"
-        away.mkdir()
-        eventually(lambda: widget.is_ready("a"))
-
-
 def test_bug_is_counted_and_stops_nobody_else(operator: OperatorProcess, widget: Widgets) -> None:
     widget.apply("a", text="bug")
-    eventually(lambda: operator.metric("shipkeeper_reconcile_errors_total", reason="InternalError") == 1)
+    bug = eventually(lambda: [line for line in operator.log_lines() if line["level"] == "ERROR"])[-1]
+    assert operator.metric("shipkeeper_reconcile_errors_total", reason="InternalError") == 1
     widget.apply("b")
     eventually(lambda: widget.is_ready("b"))
-    bug = next(line for line in operator.log_lines() if line["level"] == "ERROR")
     assert (bug["kind"], bug["namespace"], bug["name"]) == ("Widget", widget.namespace, "a")
     assert "a bug, as the test asked for" in bug["exception"]
     widget.apply("a", text="mended")
@@ -242,10 +186,43 @@ def test_wish_to_be_looked_at_again_is_granted(operator: OperatorProcess, widget
 def test_events_say_transitions_once(operator: OperatorProcess, widget: Widgets, kubectl: Kubectl) -> None:
     widget.apply("a")
     eventually(lambda: widget.is_ready("a"))
-    _settle(operator)
+    settle(operator)
     events = [
         (event["type"], event["reason"], event["regarding"]["name"], event["reportingController"])
         for event in kubectl.list("events.events.k8s.io", namespace=widget.namespace)
         if event["regarding"]["kind"] == "Widget"
     ]
     assert events == [("Normal", "Complete", "a", "shipkeeper.dev/operator")]
+
+
+def test_spec_that_the_model_refuses_is_stalled_and_recovers(operator: OperatorProcess, widget: Widgets) -> None:
+    widget.apply("a")
+    eventually(lambda: widget.is_ready("a"))
+    widget.apply("a", text="unfit")
+    stalled = eventually(lambda: condition(widget.get("a"), "Stalled"))
+    assert stalled["reason"] == "InvalidSpec"
+    assert "spec.text" in stalled["message"]
+    assert "write another one" in stalled["message"]
+    status = widget.get("a")["status"]
+    assert status["parts"] == 1, "what status said besides stays"
+    assert status["observedGeneration"] == widget.get("a")["metadata"]["generation"]
+    assert "unfit" not in stalled["message"], "what a person pasted is not repeated"
+    widget.apply("a", text="fit")
+    eventually(lambda: widget.is_ready("a"))
+
+
+def test_child_that_the_api_server_refuses_is_stalled(operator: OperatorProcess, widget: Widgets) -> None:
+    widget.apply("a", deployment=True, memory="much")
+    stalled = eventually(lambda: condition(widget.get("a"), "Stalled"))
+    assert stalled["reason"] == "ChildRejected"
+    assert "Deployment" in stalled["message"]
+    assert "quantities" in stalled["message"]
+    assert operator.metric("shipkeeper_reconcile_errors_total", reason="ChildRejected") >= 1
+    widget.apply("a", deployment=True, memory="64Mi")
+    eventually(lambda: widget.is_ready("a"))
+
+
+def test_part_names_that_are_no_names_are_stalled(operator: OperatorProcess, widget: Widgets) -> None:
+    widget.apply("a", parts=["Not_A_Name"])
+    stalled = eventually(lambda: condition(widget.get("a"), "Stalled"))
+    assert stalled["reason"] == "ChildRejected"
