@@ -21,7 +21,8 @@ _RESTARTS_OF_A_LOOP: Final = 2
 # What a container ends with when it was told to end: here, by the kubelet, because a probe said so.
 _EXIT_CODES_OF_A_SIGNAL: Final = (137, 143)
 
-# However quick its probes, a container gets this long to become ready before that is called a failure.
+# However quick its probes, a container gets this long to become ready before that is called a failure: the kubelet
+# does not say when a startup probe passed, and a slow start must not look like a failing readiness probe.
 _PATIENCE: Final = timedelta(seconds=30)
 
 Urgency = Literal["None", "Wait", "Failing", "Person"]
@@ -137,7 +138,7 @@ def _obstacle(resource: AppDeployment, pods: Iterable[Mapping[str, Any]], *, now
                 return crash
     for pod in pods:
         for container in container_statuses(pod):
-            left = _until_unready_counts(resource, container, now=now)
+            left = _until_unready_counts(resource, pod, container, now=now)
             if left is not None and left <= timedelta(0):
                 return _probe_failing(resource, container)
     return None
@@ -169,15 +170,27 @@ def _probe_failing(resource: AppDeployment, container: Mapping[str, Any]) -> Rol
     return Rollout(reason="ProbeFailing", message=text, urgency="Failing")
 
 
-def _until_unready_counts(resource: AppDeployment, container: Mapping[str, Any], *, now: datetime) -> timedelta | None:
+def _until_unready_counts(
+    resource: AppDeployment, pod: Mapping[str, Any], container: Mapping[str, Any], *, now: datetime
+) -> timedelta | None:
     """Return how long a running container may go on without being ready; None where it is ready or does not run."""
     running = container.get("state", {}).get("running")
     if running is None or container.get("ready") or "startedAt" not in running:
         return None
+    started_at = datetime.fromisoformat(running["startedAt"])
+    if _was_ready_since(pod, started_at):
+        return timedelta(0)  # The kubelet has counted the failures already.
     probe = _unanswered_probe(resource, container)
     tries = parse_duration(probe.period) * probe.failure_threshold
-    patience = max(parse_duration(probe.initial_delay) + tries, _PATIENCE)
-    return datetime.fromisoformat(running["startedAt"]) + patience - now
+    return started_at + max(parse_duration(probe.initial_delay) + tries, _PATIENCE) - now
+
+
+def _was_ready_since(pod: Mapping[str, Any], started_at: datetime) -> bool:
+    """Whether the pod became unready after its container started, so that it had been ready in between."""
+    for condition in pod.get("status", {}).get("conditions", ()):
+        if condition["type"] == "Ready" and condition["status"] != "True" and "lastTransitionTime" in condition:
+            return datetime.fromisoformat(condition["lastTransitionTime"]) > started_at
+    return False
 
 
 def _unanswered_probe(resource: AppDeployment, container: Mapping[str, Any]) -> Probe:
@@ -193,6 +206,6 @@ def _until_probe_failure(
         left
         for pod in pods
         for container in container_statuses(pod)
-        if (left := _until_unready_counts(resource, container, now=now)) is not None
+        if (left := _until_unready_counts(resource, pod, container, now=now)) is not None
     ]
     return max(min(waits), timedelta(seconds=1)) if waits else None
