@@ -23,7 +23,8 @@ class Connection:
         """Take a loaded configuration; no request is made."""
         self.configuration = configuration
         configuration.connection_pool_maxsize = 0  # No limit: watches are held open beside requests.
-        configuration.trust_env = False
+        # No proxy and no netrc from the environment: the latter is read from disk, by a thread, at every request.
+        configuration.client_session_kwargs = {"trust_env": False}
         self._api_client = ApiClient(configuration)
         self._api_client.user_agent = USER_AGENT
 

@@ -8,6 +8,7 @@ time from a changed spec to the changed Deployment, one change after the other.
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -95,6 +96,12 @@ def memory(pid: int) -> str:
     return f"{values['VmRSS']:.0f} MiB (peak {values['VmHWM']:.0f})"
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that the process took so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def total(writes: dict[str, int]) -> int:
     """Return the number of writes, Events aside."""
     return sum(count for what, count in writes.items() if not what.endswith(" Event"))
@@ -146,7 +153,7 @@ async def run(server: ApiServer, *, count: int, steady_seconds: int) -> None:
         with OperatorProcess(server, namespace=namespace) as operator:
             await asyncio.to_thread(operator.wait_leading)
             print(f"memory, nothing to do: {memory(operator.process.pid)}", flush=True)
-            began = time.monotonic()
+            began, cpu = time.monotonic(), cpu_seconds(operator.process.pid)
             names = [f"app-{number:04d}" for number in range(count)]
             await in_parallel(
                 16, [api.apply(APPS.format(namespace), application(name, "example.invalid/app:1")) for name in names]
@@ -171,6 +178,8 @@ async def run(server: ApiServer, *, count: int, steady_seconds: int) -> None:
             writes = await asyncio.to_thread(operator.writes)
             print(f"at rest after {time.monotonic() - began:.1f} s")
             print(f"writes per AppDeployment: {total(writes) / count:.2f} and Events; in all: {writes}")
+            used = cpu_seconds(operator.process.pid) - cpu
+            print(f"processor time per AppDeployment: {used / count * 1000:.1f} ms", flush=True)
             passes = operator.metric("shipkeeper_reconcile_total")
             print(f"passes per AppDeployment: {passes / count:.2f}")
             print(f"memory, {count} AppDeployments: {memory(operator.process.pid)}", flush=True)

@@ -22,6 +22,7 @@ from shipkeeper_operator.children.metadata import MANAGED_BY
 from shipkeeper_operator.cluster import LIST_CHUNK, Cluster
 from shipkeeper_operator.connection import Connection
 from shipkeeper_operator.errors import api_message
+from shipkeeper_operator.handlers.stateless import NoDiffBase, NoProgress
 from shipkeeper_operator.kinds import ApiKind
 from shipkeeper_operator.metrics import Metrics
 from shipkeeper_operator.routing import Key, Routes
@@ -58,6 +59,7 @@ class _Watch:
     streams: dict[str, _Stream] = field(default_factory=dict)
     compare: asyncio.Event = field(default_factory=asyncio.Event)
     synced: asyncio.Event = field(default_factory=asyncio.Event)
+    absent: bool = False
 
 
 class Watches:
@@ -94,7 +96,9 @@ class Watches:
         """Return for every kind how long its quietest watch said nothing; infinite for one that never spoke."""
         now = time.monotonic()
         return {
-            name: now - min((stream.active_at for stream in watch.streams.values()), default=float("-inf"))
+            name: 0.0
+            if watch.absent
+            else now - min((stream.active_at for stream in watch.streams.values()), default=float("-inf"))
             for name, watch in self._watches.items()
         }
 
@@ -106,10 +110,17 @@ class Watches:
                     stream.seen_bytes = stream.content.total_bytes
                     stream.active_at = time.monotonic()
 
+    def leave_out(self, kinds: Iterable[str]) -> None:
+        """Do without these kinds: the API server does not know them."""
+        for kind in kinds:
+            self._watches[kind].absent = True
+            self._watches[kind].synced.set()
+
     def compare_all(self) -> None:
         """Have every kind compared with a list (the slow resync)."""
         for watch in self._watches.values():
-            watch.compare.set()
+            if not watch.absent:
+                watch.compare.set()
 
     async def keep_complete(self, kind: str) -> None:
         """Compare the cache with a list whenever a watch began after a gap, or when the slow resync asks for it."""
@@ -202,6 +213,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     """Return kopf's settings: watch, and do nothing of its own."""
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True
+    settings.persistence.diffbase_storage = NoDiffBase()
+    settings.persistence.progress_storage = NoProgress()
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.watching.chunk_size = LIST_CHUNK
