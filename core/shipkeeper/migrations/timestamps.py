@@ -48,7 +48,8 @@ PATTERNS: Final[dict[TimestampForm, str]] = {
     "Iso8601Date": f"^{_ISO_DATE}$",
     "DayMonthYear": f"^{_day_and_month('[/.-]')}[/.-]{_YEAR}( {_TIME})?$",
     "MonthDayYear": f"^{_month_and_day('[/.-]')}[/.-]{_YEAR}( {_TIME})?$",
-    "EpochSeconds": "^(-?[0-9]{1,10}|[0-9]{11})$",
+    # Fewer digits would be the early seventies, and far more often a year or a date without hyphens.
+    "EpochSeconds": "^(-?[0-9]{9,10}|[0-9]{11})$",
     "EpochMilliseconds": "^(-?[0-9]{12}|[0-9]{13})$",
 }
 # Years whose instants every zone's offset keeps within what both sides can hold.

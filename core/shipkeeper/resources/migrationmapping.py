@@ -113,7 +113,7 @@ class TimestampFromText(ResourceModel):
     """The forms of text that are accepted; any other rejects the row. Spaces around the text are ignored.
     Iso8601WithOffset: 2024-03-01T09:30:00+01:00 (T or a space; seconds and fraction optional; Z, +01, +0100).
     Iso8601: the same without offset. Iso8601Date: 2024-03-01, midnight. DayMonthYear: 01/03/2024 or 01/03/2024 09:30:00
-    (also with - or . between). MonthDayYear: 03/01/2024 likewise. EpochSeconds: up to 11 digits.
+    (also with - or . between). MonthDayYear: 03/01/2024 likewise. EpochSeconds: 9 to 11 digits.
     EpochMilliseconds: 12 or 13 digits."""
     naive_zone: TimeZone = "UTC"
     """The time zone of text that carries no offset."""
