@@ -63,6 +63,8 @@ class Cluster:
         self._namespaces = tuple(namespaces)
         self._may_write = may_write
         self._answers: dict[tuple[str, ObjectName, str], tuple[str, str]] = {}
+        self.absent_kinds: frozenset[str] = frozenset()
+        """Kinds of ours that this cluster does not know."""
         self.cache = WatchCache()
         self.last_success = float("-inf")
         """Monotonic time of the last request that the API server answered."""
@@ -80,6 +82,10 @@ class Cluster:
     def pods(self, namespace: str, labels: Mapping[str, str]) -> Sequence[Object]:
         """Return the cached pods of the namespace that carry all these labels."""
         return self.cache.pods(namespace, labels)
+
+    def serves(self, kind: str) -> bool:
+        """Whether the cluster knows the kind."""
+        return kind in self._kinds and kind not in self.absent_kinds
 
     async def secret(self, namespace: str, name: str) -> Object | None:
         """Read a Secret from the API server, or None where there is none."""

@@ -53,6 +53,12 @@ CHILDREN = (
 )
 """What resources own. Watched where the label `app.kubernetes.io/managed-by=shipkeeper` says they are ours."""
 
+OPTIONAL_CHILDREN = (
+    ApiKind(group="monitoring.coreos.com", version="v1", kind="ServiceMonitor", plural="servicemonitors"),
+    ApiKind(group="monitoring.coreos.com", version="v1", kind="PrometheusRule", plural="prometheusrules"),
+)
+"""Children of kinds that a cluster may not know. Whether it does is asked once, when the process starts."""
+
 POD = ApiKind(group="", version="v1", kind="Pod", plural="pods")
 """Watched like the children, but made by Deployments and Jobs, never by us."""
 

@@ -23,7 +23,7 @@ from shipkeeper_operator.errors import api_message
 from shipkeeper_operator.events import EventRecorder
 from shipkeeper_operator.handlers.watches import Watches, kopf_registry, kopf_settings
 from shipkeeper_operator.health import LONGEST_LOOP_LAG_SECONDS, HealthServer, LoopMonitor, Verdict
-from shipkeeper_operator.kinds import CHILDREN, POD, UNWATCHED, own_kind
+from shipkeeper_operator.kinds import CHILDREN, OPTIONAL_CHILDREN, POD, UNWATCHED, own_kind
 from shipkeeper_operator.leader import Election, ElectionThread, LeadershipLostError
 from shipkeeper_operator.logs import configure_logging
 from shipkeeper_operator.metrics import Metrics
@@ -55,7 +55,7 @@ class Operator:
         self._metrics = Metrics()
         own = [own_kind(registration.kind) for registration in registrations]
         self._own_kinds = [kind.kind for kind in own]
-        self._watched = (*own, *CHILDREN, POD)
+        self._watched = (*own, *CHILDREN, *OPTIONAL_CHILDREN, POD)
         self._cluster = Cluster(
             connection.dynamic_client(),
             kinds=(*self._watched, *UNWATCHED),
@@ -129,6 +129,10 @@ class Operator:
     async def _watch(self, stop: asyncio.Event) -> None:
         """Let kopf watch, once the API server knows our kinds."""
         await self._wait_for_crds()
+        absent = await self._find_absent_kinds()
+        self._cluster.absent_kinds = absent
+        self._watches.leave_out(absent)
+        watched = [kind for kind in self._watched if kind.kind not in absent]
         ready = asyncio.Event()
         signals = asyncio.create_task(self._catch_signals_again(ready), name="signals")
         namespaces = self._settings.watch_namespaces
@@ -137,7 +141,7 @@ class Operator:
         identity: Any = self._settings.identity
         try:
             await kopf.operator(
-                registry=kopf_registry(self._watched, watches=self._watches, connection=self._connection),
+                registry=kopf_registry(watched, watches=self._watches, connection=self._connection),
                 settings=kopf_settings(),
                 clusterwide=not namespaces,
                 namespaces=namespaces,
@@ -163,6 +167,28 @@ class Operator:
                 continue
             if missing:
                 await asyncio.sleep(_CRD_RETRY_SECONDS)
+
+    async def _find_absent_kinds(self) -> frozenset[str]:
+        """Ask which of the kinds that a cluster may lack this one lacks, or keeps from us."""
+        absent: set[str] = set()
+        unasked = [kind.kind for kind in OPTIONAL_CHILDREN]
+        while unasked:
+            try:
+                if not await self._cluster.is_served(unasked[0]):
+                    absent.add(unasked[0])
+            except ApiException as error:
+                if error.status != 403:
+                    _log.warning("The API server does not answer: %s", api_message(error))
+                    await asyncio.sleep(_CRD_RETRY_SECONDS)
+                    continue
+                _log.warning("Doing without %s: %s", unasked[0], api_message(error))
+                absent.add(unasked[0])
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                _log.warning("The API server does not answer: %s", type(error).__name__)
+                await asyncio.sleep(_CRD_RETRY_SECONDS)
+                continue
+            del unasked[0]
+        return frozenset(absent)
 
     async def _lead(self) -> None:
         """Take the Lease, start the workers once the cache is complete, and keep the Lease."""

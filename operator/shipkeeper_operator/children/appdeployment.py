@@ -7,6 +7,7 @@ from shipkeeper.resources.appdeployment import AppDeployment
 from shipkeeper.resources.appdeployment_pod import MAIN_PORT_NAME
 from shipkeeper.resources.base import parse_duration
 
+from .appdeployment_monitoring import PROMETHEUS_RULE, SERVICE_MONITOR
 from .appdeployment_names import (
     RELEASED_TEMPLATE_ANNOTATION,
     app_metadata,
@@ -16,7 +17,15 @@ from .appdeployment_names import (
 )
 from .metadata import Manifest
 
-CHILD_KINDS: Final = ("Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy")
+CHILD_KINDS: Final = (
+    "Deployment",
+    "Service",
+    "ServiceAccount",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+    SERVICE_MONITOR,
+    PROMETHEUS_RULE,
+)
 """What an application owns and what is deleted when it is no longer declared."""
 
 _NAMESPACE_NAME_LABEL: Final = "kubernetes.io/metadata.name"

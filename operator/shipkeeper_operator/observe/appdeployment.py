@@ -10,6 +10,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from shipkeeper.resources.appdeployment import AppDeployment
 from shipkeeper_operator.children.appdeployment import CHILD_KINDS
+from shipkeeper_operator.children.appdeployment_monitoring import PROMETHEUS_RULE, SERVICE_MONITOR
 from shipkeeper_operator.children.appdeployment_names import (
     ACCEPTED_KEY,
     ACCEPTED_PREVIOUS_KEY,
@@ -54,6 +55,7 @@ async def observe(resource: AppDeployment, reader: ClusterReader) -> ObservedApp
         policies={name: obj for (kind, name), obj in found.items() if kind == "RateLimitPolicy"},
         api_key=await _api_key(resource, reader),
         claim=_claim(resource, reader),
+        served_kinds=frozenset(kind for kind in (SERVICE_MONITOR, PROMETHEUS_RULE) if reader.serves(kind)),
         children=frozenset((kind, each["metadata"]["name"]) for kind, owned in children.items() for each in owned),
     )
 

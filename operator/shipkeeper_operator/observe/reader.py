@@ -18,5 +18,8 @@ class ClusterReader(Protocol):
     def pods(self, namespace: str, labels: Mapping[str, str]) -> Sequence[Object]:
         """Return the cached pods of the namespace that carry all these labels."""
 
+    def serves(self, kind: str) -> bool:
+        """Whether the cluster knows the kind, for one of those that it may not know."""
+
     async def secret(self, namespace: str, name: str) -> Object | None:
         """Read a Secret from the API server (never cached: no copy of credentials stays in memory), or None."""

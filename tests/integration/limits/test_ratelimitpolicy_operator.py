@@ -49,6 +49,9 @@ class Secrets:
     def pods(self, namespace: str, labels: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:
         return ()
 
+    def serves(self, kind: str) -> bool:
+        return False
+
     async def secret(self, namespace: str, name: str) -> Mapping[str, Any] | None:
         return self.held.get((namespace, name))
 
