@@ -13,10 +13,12 @@ from shipkeeper.limits.function_library import library_text_with_test_clock
 from shipkeeper.limits.keys import PolicyKeys
 from shipkeeper.limits.store import install_policy
 from shipkeeper.limits.sync_client import Limiter
-from shipkeeper.resources.ratelimitpolicy import RateLimitPolicySpec
+from shipkeeper.resources.ratelimitpolicy import OnStoreUnavailable, RateLimitPolicySpec
 from support.redis_server import RedisServer
 
 NAMESPACE = "tests"
+# For tests about decisions: a machine under load must not turn them into tests about timeouts.
+PATIENT = OnStoreUnavailable(timeout="60s")
 STORE = {"urlFrom": {"name": "store", "key": "url"}}
 BIRTHDAY: dict[str, Any] = {
     "timeZone": "Europe/Paris",

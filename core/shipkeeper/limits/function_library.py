@@ -18,6 +18,11 @@ local function now_microseconds()
   return t[1] * 1000000 + t[2]
 end
 """
+_TEST_EXPIRY: Final = """
+local function store(key, packed)
+  call('SET', key, packed, 'PX', '3600000')
+end
+"""
 
 
 @cache
@@ -33,10 +38,15 @@ def library_version() -> str:
 
 
 def library_text_with_test_clock() -> str:
-    """Return the library with a clock that a key sets (microseconds), for tests alone; its version differs."""
-    source, replaced = re.subn(r"--@clock production\n.*?--@end\n", _TEST_CLOCK, _joined_source(), flags=re.DOTALL)
-    if replaced != 1:
-        raise AssertionError("the library's clock is not marked as expected")
+    """Return the library with a clock that a key sets (microseconds), for tests alone; its version differs.
+
+    Keys then keep for an hour of real time: the instants a test chooses may be long past.
+    """
+    source = _joined_source()
+    for mark, replacement in (("clock", _TEST_CLOCK), ("expiry", _TEST_EXPIRY)):
+        source, replaced = re.subn(rf"--@{mark} production\n.*?--@end\n", replacement, source, flags=re.DOTALL)
+        if replaced != 1:
+            raise AssertionError(f"the library's {mark} is not marked as expected")
     return _versioned(source)
 
 

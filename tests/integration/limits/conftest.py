@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shipkeeper.limits import Limiter
-from support.limit_policies import NAMESPACE, TimedPolicy, TimedPolicyMaker
+from support.limit_policies import NAMESPACE, PATIENT, TimedPolicy, TimedPolicyMaker
 from support.redis_server import RedisServer
 
 _names = itertools.count()
@@ -35,7 +35,8 @@ def timed(timed_server: RedisServer) -> Iterator[TimedPolicyMaker]:
 
     def make(document: dict[str, Any], now: int) -> TimedPolicy:
         name = f"policy-{next(_names)}"
-        limiters.append(Limiter.from_url(timed_server.url, namespace=NAMESPACE, policy=name))
+        url = timed_server.url
+        limiters.append(Limiter.from_url(url, namespace=NAMESPACE, policy=name, on_store_unavailable=PATIENT))
         policy = TimedPolicy(connection, name, limiters[-1])
         policy.set_clock(now)
         policy.store(document, now)

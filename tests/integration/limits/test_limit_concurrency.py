@@ -18,9 +18,11 @@ pytestmark = pytest.mark.integration
 CALLER = """
 import asyncio, json, sys
 from shipkeeper.limits import AsyncLimiter
+from shipkeeper.resources.ratelimitpolicy import OnStoreUnavailable
 
 async def main(url, namespace, policy, tasks):
-    async with AsyncLimiter.from_url(url, namespace=namespace, policy=policy) as limiter:
+    patient = OnStoreUnavailable(timeout="60s")
+    async with AsyncLimiter.from_url(url, namespace=namespace, policy=policy, on_store_unavailable=patient) as limiter:
         await limiter.peek("somebody else")
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)

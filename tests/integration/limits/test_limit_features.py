@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shipkeeper.limits import ExecutionRequired, Limiter, LimiterUsageError
-from support.limit_policies import NAMESPACE, TimedPolicy, TimedPolicyMaker, milliseconds_at
+from support.limit_policies import NAMESPACE, PATIENT, TimedPolicy, TimedPolicyMaker, install, milliseconds_at
 from support.redis_server import RedisServer
 
 pytestmark = pytest.mark.integration
@@ -220,7 +220,8 @@ def test_expired_tables_deny(timed: TimedPolicyMaker) -> None:
 def test_two_policies_admit_a_call_together_or_not_at_all(timed: TimedPolicyMaker, timed_server: RedisServer) -> None:
     everyone, each = timed(per_day(3), NOW), timed(per_day(2), NOW)
     both = (everyone.name, each.name)
-    with Limiter.from_url(timed_server.url, namespace=NAMESPACE, policy=both) as limiter:
+    url = timed_server.url
+    with Limiter.from_url(url, namespace=NAMESPACE, policy=both, on_store_unavailable=PATIENT) as limiter:
         verdicts = [limiter.acquire(("all", who)) for who in ("a", "a", "a", "b", "b")]
         assert [verdict.allowed for verdict in verdicts] == [True, True, False, True, False]
         assert [limit.policy for limit in verdicts[0].limits] == list(both)
@@ -236,3 +237,35 @@ def test_a_damaged_policy_is_refused(timed: TimedPolicyMaker) -> None:
     policy.connection.set(policy.keys.config, "0" * 40 + stored[40:])
     verdict = policy.limiter.acquire()
     assert (verdict.allowed, verdict.store_failure) == (False, "ConfigDamaged")
+
+
+def test_every_key_expires_when_it_no_longer_matters(redis_server: RedisServer, policy_name: str) -> None:
+    rolling = {"name": "rolling", "amount": 9, "period": "1h", "alignment": "Rolling"}
+    first = {"name": "first", "amount": 9, "period": "2h", "alignment": "FirstUse"}
+    document = {"limits": [rolling, first], "circuitBreaker": {"consecutiveFailures": 3}, "maxSubjects": 3}
+    install(redis_server, policy_name, document)
+    url = redis_server.url
+    with (
+        Limiter.from_url(url, namespace=NAMESPACE, policy=policy_name, on_store_unavailable=PATIENT) as limiter,
+        redis_server.client() as connection,
+    ):
+        key = f"shipkeeper:{{{NAMESPACE}}}:state:{policy_name}:default"
+
+        def hours_left() -> float:
+            left = connection.pttl(key)
+            assert isinstance(left, int)
+            return left / 3_600_000
+
+        verdict = limiter.acquire()
+        assert 1.9 < hours_left() <= 2
+        held = limiter.reserve(lease=timedelta(hours=5))
+        assert 4.9 < hours_left() <= 5
+        limiter.commit(held)
+        assert 1.9 < hours_left() <= 2
+        limiter.report(verdict, "Failure")
+        # A failure is remembered over a week end, so that a slow caller's failures add up.
+        assert 167 < hours_left() <= 168
+        connection.persist(key)
+        limiter.acquire()
+        assert 167 < hours_left() <= 168, "a lost expiry is set again by the next call"
+        assert connection.zcard(f"shipkeeper:{{{NAMESPACE}}}:state:{policy_name}") == 1

@@ -6,6 +6,7 @@
 
 local VERSION = '@VERSION@'
 local HEADER = 55 -- 40 + 1 + 13 + 1
+local HEADER_END = '54' -- as text: Redis would format a number anew for each call
 local ROLLING_STEPS = 16
 
 -- Redis gives a library its globals when a function is called, not yet while it is loaded.
@@ -21,11 +22,8 @@ local function initialize()
     R = 'I6' .. rep('I4', ROLLING_STEPS + 1), -- rolling: number of the newest step, units in it and in the 16 before
     T = 'I8', -- burst: theoretical arrival time, in microseconds
     S = 'I6', -- spacing: instant of the next admitted call
-    -- breaker: state, generation, since, open until, openings in a row, consecutive failures, probes that succeeded,
-    -- number of the last permit, last trip, length of the window, length of the permits
-    B = 'BI4I6I6I2I2I2I4BI2I2',
     N = 'I6', -- instant up to which the subject is registered
-    Z = 'I2', -- length of the reservations
+    Z = 'I2I2', -- lengths of what follows the values: circuit, reservations
   }
 end
 
@@ -45,7 +43,7 @@ local function limit_id(name)
   return (hex:gsub('..', function(pair) return string.char(tonumber(pair, 16)) end))
 end
 
-local WIDTH = { C = 2, F = 2, R = ROLLING_STEPS + 2, T = 1, S = 1, B = 11, N = 1, Z = 1 }
+local WIDTH = { C = 2, F = 2, R = ROLLING_STEPS + 2, T = 1, S = 1, N = 1, Z = 2 }
 
 -- Lay out a state: which records in which order, each with the place of its first value.
 local function lay_out(cfg)
@@ -60,6 +58,7 @@ local function lay_out(cfg)
   for _, limit in ipairs(cfg.limits) do
     if limit.kind ~= 'X' then
       -- Steps of another length mean nothing to a rolling limit, so its period is part of the identity.
+      if limit.kind ~= 'C' then cfg.has_spans = true end
       limit.at = record(limit.kind, limit.kind == 'R' and limit.name .. '/' .. limit.period or limit.name)
       if limit.burst then
         limit.burst_at = record('T', limit.name)
@@ -68,15 +67,19 @@ local function lay_out(cfg)
     end
   end
   if cfg.spacing then cfg.spacing.at = record('S', '') end
-  if cfg.breaker then cfg.breaker.at = record('B', '') end
   if cfg.maxSubjects then cfg.subjects_at = record('N', '') end
-  cfg.reservations_at = record('Z', '')
+  cfg.lengths_at = record('Z', '')
   cfg.records = records
   cfg.prefix = string.char(#records) .. table.concat(prefix)
   cfg.format = table.concat(format)
+  cfg.whole_format = '<c' .. #cfg.prefix .. sub(cfg.format, 2)
   cfg.size = struct.size(cfg.format)
   cfg.values = place - 1
+  cfg.count = #cfg.limits
 end
+
+-- The end of a reservation's record in a state: 6_reservations.lua.
+local RESERVATION = 32 -- bytes: identity 16, end of the lease 6, cost 4, charged at 6
 
 local function lay_out_executions(cfg)
   local names, count = {}, 0
@@ -116,7 +119,7 @@ end
 
 -- Return the configuration of a policy, or nil and an error reply.
 local function load_config(key)
-  local header = call('GETRANGE', key, 0, HEADER - 1)
+  local header = call('GETRANGE', key, '0', HEADER_END)
   local cfg = configs[key]
   if cfg and cfg.header == header then return cfg end
   if #header < HEADER then

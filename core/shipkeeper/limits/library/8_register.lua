@@ -18,14 +18,14 @@ local function report(keys, args)
     local cfg, failure = load_config(args[i])
     if not cfg then return failure end
     local counted = false
-    local state = cfg.breaker and load_state(cfg, keys[i])
-    if state and permit:find('^%d+%.?%d*$') and not state.fresh then
+    local state = cfg.breaker and load_state(cfg, keys[i], {})
+    if state and permit:find('^%d+%.?%d*$') then
       counted = breaker_takes(cfg.breaker, state, permit, outcome, duration, now)
       if counted then save_state(cfg, state, now) end
     end
     reply[#reply + 1] = counted and 1 or 0
     reply[#reply + 1] = state and breaker_view(cfg, state) or 4
-    reply[#reply + 1] = state and state.v[cfg.breaker.at + 3] or 0
+    reply[#reply + 1] = state and state.circuit and state.circuit.open_until or 0
   end
   return reply
 end
@@ -98,10 +98,11 @@ local function circuit(keys, args)
   local cfg, failure = load_config(args[1])
   if not cfg then return failure end
   if not cfg.breaker then return {} end
-  local state = load_state(cfg, keys[1])
-  local now, v, at = floor(now_microseconds() / 1000), state.v, cfg.breaker.at
-  local permits = live_permits(state, now)
-  return { breaker_view(cfg, state), v[at + 2], v[at + 3], permits, v[at + 5], v[at + 8] }
+  local state = load_state(cfg, keys[1], {})
+  local c = state.circuit
+  if not c then return { breaker_view(cfg, state), 0, 0, 0, 0, 0 } end
+  local permits = live_permits(c, floor(now_microseconds() / 1000))
+  return { breaker_view(cfg, state), c.since, c.open_until, permits, c.failures, c.trip }
 end
 
 local function version() return VERSION end

@@ -3,44 +3,76 @@
 local NEVER = -1
 local REQUEST_MEMORY = 3600000 -- a repeated request gets its first verdict for an hour
 
+-- The accounts of a call, kept for the next one: making tables anew costs more than the decision.
+local pool = {}
+
+local function pooled_account(i)
+  local account = pool[i]
+  if not account then
+    account = { state = {}, used = {} }
+    pool[i] = account
+  end
+  account.execution, account.shadowed = nil, nil
+  return account
+end
+
+-- Bring the counters of an account to `now`.
+local function roll(account, now)
+  local cfg, v, used = account.cfg, account.state.v, account.used
+  local limits = cfg.limits
+  for i = 1, cfg.count do
+    local limit = limits[i]
+    local kind = limit.kind
+    if kind == 'C' then -- by far the usual one
+      if not limit.window_start or now < limit.window_start or now >= limit.window_end then locate(limit, now) end
+      local at = limit.at
+      if v[at] ~= limit.window_start then rolls.C(limit, v, now) end
+      used[i] = v[at + 1]
+    elseif kind == 'X' then
+      used[i] = account.execution and account.execution[limit.at] or 0
+    else
+      used[i] = rolls[kind](limit, v, now)
+    end
+  end
+end
+
 -- A policy and a subject, brought to `now`, ready to be judged.
 -- A charge must name its execution where a limit counts by it; a look (`required` false) may leave that limit out.
-local function open_account(state_key, config_key, execution, now, required)
+local function open_account(account, state_key, config_key, execution, now, required)
   local cfg, failure = load_config(config_key)
-  if not cfg then return nil, failure end
-  local state = load_state(cfg, state_key)
-  local account = { cfg = cfg, state = state, used = {} }
+  if not cfg then return failure end
+  local state = load_state(cfg, state_key, account.state)
+  account.cfg = cfg
   if cfg.executions > 0 and cfg.mode ~= 'Off' then
     if execution ~= '' then
       account.execution = load_execution(cfg, state_key, execution)
     elseif required then
-      return nil, redis.error_reply('SKEXECUTION the policy in ' .. config_key .. ' needs the name of the execution')
+      return redis.error_reply('SKEXECUTION the policy in ' .. config_key .. ' needs the name of the execution')
     end
   end
-  if now >= cfg.validUntil then return account end
-  local expired = #state.reservations > 0
-  for i, limit in ipairs(cfg.limits) do
-    if limit.kind == 'X' then
-      account.used[i] = account.execution and account.execution[limit.at] or 0
-    else
-      account.used[i] = rolls[limit.kind](limit, state.v, now)
-    end
-  end
-  if expired then
+  if now >= cfg.validUntil then return nil end
+  roll(account, now)
+  if #state.reservations > 0 then
     expire_reservations(cfg, state, now)
-    for i, limit in ipairs(cfg.limits) do
-      if limit.kind ~= 'X' then account.used[i] = rolls[limit.kind](limit, state.v, now) end
-    end
+    roll(account, now)
   end
-  return account
+  return nil
 end
 
 -- What the rules say together: the binding rule is the one that frees last; `never` outranks every instant.
-local function new_judgement() return { allowed = true, rule = '', reason = '', retry = 0, shadow = {} } end
+local judgement_of_call = {}
+
+local function new_judgement()
+  local judgement = judgement_of_call
+  judgement.allowed, judgement.rule, judgement.reason, judgement.retry = true, '', '', 0
+  judgement.shadow, judgement.policy = nil, nil
+  return judgement
+end
 
 local function refuse(judgement, account, policy, rule, reason, retry, mode)
   local cfg = account.cfg
   if mode == 'Shadow' or cfg.mode == 'Shadow' then
+    judgement.shadow = judgement.shadow or {}
     judgement.shadow[#judgement.shadow + 1] = rule
     account.shadowed = account.shadowed or {}
     account.shadowed[#account.shadowed + 1] = rule
@@ -101,15 +133,19 @@ local function judge(judgement, account, policy, cost, now)
   if now >= cfg.validUntil then
     return refuse(judgement, account, policy, 'config', 'ConfigExpired', NEVER)
   end
-  for i, limit in ipairs(cfg.limits) do
+  local limits, used = cfg.limits, account.used
+  for i = 1, cfg.count do
+    local limit = limits[i]
     if cfg.loss_denies then judge_loss(judgement, account, policy, limit, now) end
-    judge_limit(judgement, account, policy, limit, account.used[i], cost, now)
+    if used[i] + cost > limit.amount or limit.burst then
+      judge_limit(judgement, account, policy, limit, used[i], cost, now)
+    end
   end
   if cfg.spacing and state.v[cfg.spacing.at] > now then
     refuse(judgement, account, policy, 'spacing', 'Spacing', state.v[cfg.spacing.at], cfg.spacing.mode)
   end
   if cfg.breaker then
-    local reason, retry = breaker_refuses(cfg.breaker, state, now)
+    local reason, retry = breaker_refuses(cfg.breaker, state.circuit, now)
     local mode = cfg.breaker.override == 'MetricsOnly' and 'Shadow' or 'Enforce'
     if reason then refuse(judgement, account, policy, 'circuitBreaker', reason, retry, mode) end
   end
@@ -139,32 +175,37 @@ local function join_retry(judgement, accounts)
   end
 end
 
--- A number in [0, 1) that two calls of one microsecond do not share in practice; Lua's own generator is seeded alike in
--- every run of a script.
-local function draw(microseconds, key)
-  local digest = redis.sha1hex(string.format('%.0f', microseconds) .. key)
-  return tonumber(sub(digest, 1, 12), 16) / 281474976710656
+-- A number in [0, 1). Lua's own generator is seeded alike in every run of a script; the clock's microseconds, stirred,
+-- are as good as chance for a pause. (Steps of a generator modulo 2^31 - 1, small enough for exact doubles.)
+local stirred = 1
+
+local function draw(microseconds)
+  stirred = (stirred * 16807 + microseconds % 2147483647) % 2147483647
+  stirred = (stirred * 16807) % 2147483647
+  return stirred / 2147483647
 end
 
 local function charge_account(account, cost, now, microseconds)
   local cfg, state = account.cfg, account.state
   local v = state.v
   if cfg.mode == 'Off' then return '-' end
-  for i, limit in ipairs(cfg.limits) do
+  local limits, used = cfg.limits, account.used
+  for i = 1, cfg.count do
+    local limit = limits[i]
     if limit.kind == 'X' then
       account.execution[limit.at] = min(account.execution[limit.at] + cost, 4294967295)
     else
       charge(limit, v, cost, now)
     end
-    account.used[i] = account.used[i] + cost
+    used[i] = used[i] + cost
   end
   local spacing = cfg.spacing
   if spacing then
     local gap = spacing.min
-    if spacing.max > gap then gap = floor(gap + draw(microseconds, state.key) * (spacing.max - gap + 1)) end
+    if spacing.max > gap then gap = floor(gap + draw(microseconds) * (spacing.max - gap + 1)) end
     v[spacing.at] = now + gap
   end
-  return cfg.breaker and breaker_admits(cfg.breaker, state, now) or '-'
+  return cfg.breaker and breaker_admits(cfg.breaker, state.circuit, now) or '-'
 end
 
 local BUSY_SUBJECTS, BUSY_MEMORY = 8, 600000
@@ -173,11 +214,15 @@ local BUSY_SUBJECTS, BUSY_MEMORY = 8, 600000
 -- that was not seen for ten minutes gives way first.
 local function track(account, now)
   local s, cfg, key, ratio = account.cfg.statistics, account.cfg, account.state.key, 0
-  for i, limit in ipairs(cfg.limits) do
-    local r = account.used[i] / limit.amount
+  local known = s.busy[key]
+  if known and now - known.at < 1000 then return end
+  -- Among many subjects one call in eight is enough to notice a busy one.
+  if not known and s.tracked >= BUSY_SUBJECTS and now % 8 ~= 0 and now < s.floor_until then return end
+  local limits, used = cfg.limits, account.used
+  for i = 1, cfg.count do
+    local r = used[i] / limits[i].amount
     if r > ratio then ratio = r end
   end
-  local known = s.busy[key]
   if known then
     known.ratio, known.at = ratio, now
     return
@@ -201,7 +246,7 @@ local function count_refusals(accounts, judgement)
     local denied = accounts[judgement.policy].cfg.statistics.denied
     denied[judgement.rule] = (denied[judgement.rule] or 0) + 1
   end
-  if #judgement.shadow == 0 then return end
+  if not judgement.shadow then return end
   for _, account in ipairs(accounts) do
     for _, rule in ipairs(account.shadowed or {}) do
       local shadow = account.cfg.statistics.shadow
@@ -214,35 +259,49 @@ local function breaker_view(cfg, state)
   local b = cfg.breaker
   if not b then return 4 end
   if b.override == 'ForcedOpen' then return 3 end
-  return state.v[b.at]
+  return state.circuit and state.circuit.state or 0
 end
 
--- The verdict on the wire; docs/limits.md describes it.
-local function verdict(accounts, judgement, now, permit, next_call)
-  local reply = {
-    judgement.allowed and 1 or 0, judgement.rule, judgement.reason, judgement.retry, now, permit, VERSION, 0,
-    next_call, table.concat(judgement.shadow, ','), #accounts,
-  }
-  local n = 11
-  for _, account in ipairs(accounts) do
-    local cfg, v = account.cfg, account.state.v
-    reply[n + 1], reply[n + 2], reply[n + 3] = cfg.hash, breaker_view(cfg, account.state), #cfg.limits
-    n = n + 3
-    for i, limit in ipairs(cfg.limits) do
-      local used = account.used[i] or 0
-      reply[n + 1], reply[n + 2] = limit.name, limit.amount
-      reply[n + 3], reply[n + 4] = max(0, limit.amount - used), resets_at(limit, v, used)
-      n = n + 4
-    end
+-- The verdict on the wire; docs/limits.md describes it. A policy's own reply is kept with what never changes in it.
+local HEAD = 11
+
+local function fill_policy(reply, n, account)
+  local cfg, state, used = account.cfg, account.state, account.used
+  local limits, v = cfg.limits, state.v
+  reply[n + 1], reply[n + 2], reply[n + 3] = cfg.hash, breaker_view(cfg, state), cfg.count
+  n = n + 3
+  for i = 1, cfg.count do
+    local limit, spent = limits[i], used[i] or 0
+    reply[n + 1], reply[n + 2] = limit.name, limit.amount
+    local left = limit.amount - spent
+    reply[n + 3] = left > 0 and left or 0
+    reply[n + 4] = limit.kind == 'C' and limit.window_end or resets_at(limit, v, spent)
+    n = n + 4
   end
+  return n
+end
+
+local function verdict(accounts, judgement, now, permit, next_call)
+  local reply = {}
+  if #accounts == 1 then
+    reply = accounts[1].cfg.reply or reply
+    accounts[1].cfg.reply = reply
+  end
+  reply[1], reply[2], reply[3] = judgement.allowed and 1 or 0, judgement.rule, judgement.reason
+  reply[4], reply[5], reply[6], reply[7], reply[8] = judgement.retry, now, permit, VERSION, 0
+  reply[9], reply[10] = next_call, judgement.shadow and table.concat(judgement.shadow, ',') or ''
+  reply[11] = #accounts
+  local n = HEAD
+  for i = 1, #accounts do n = fill_policy(reply, n, accounts[i]) end
   return reply
 end
 
 local function open_accounts(keys, args, execution, now, required)
   local accounts = {}
   for i = 1, #keys do
-    local account, failure = open_account(keys[i], args[i], execution, now, required)
-    if not account then return nil, failure end
+    local account = pooled_account(i)
+    local failure = open_account(account, keys[i], args[i], execution, now, required)
+    if failure then return nil, failure end
     accounts[i] = account
   end
   return accounts
@@ -265,10 +324,12 @@ end
 -- its identity (16 characters) and its lease in milliseconds.
 local function acquire(keys, args)
   local n = #keys
-  local cost, execution, request = whole_number(args[n + 1], 1), args[n + 2] or '', args[n + 3] or ''
-  local reservation, lease = args[n + 4] or '', whole_number(args[n + 5] or '0', 0)
+  local cost, execution, request = args[n + 1], args[n + 2] or '', args[n + 3] or ''
+  local reservation, lease = args[n + 4] or '', 0
+  cost = cost == '1' and 1 or whole_number(cost, 1)
   if not cost then return redis.error_reply('SKARGUMENT cost must be a whole number of at least 1') end
-  if not lease or (reservation ~= '' and (#reservation ~= 16 or lease < 1)) then
+  if reservation ~= '' then lease = whole_number(args[n + 5], 1) end
+  if not lease or (reservation ~= '' and #reservation ~= 16) then
     return redis.error_reply('SKARGUMENT a reservation needs an identity of 16 characters and a lease in milliseconds')
   end
   local microseconds = now_microseconds()
@@ -290,10 +351,11 @@ local function acquire(keys, args)
   end
   count_refusals(accounts, judgement)
   if not judgement.allowed then return verdict(accounts, judgement, now, '', 0) end
-  local permits, next_call = {}, 0
-  for i, account in ipairs(accounts) do
+  local permit, next_call = nil, 0
+  for _, account in ipairs(accounts) do
     local cfg, state = account.cfg, account.state
-    permits[i] = charge_account(account, cost, now, microseconds)
+    local permit_here = charge_account(account, cost, now, microseconds)
+    permit = permit and permit .. ',' .. permit_here or permit_here
     if cfg.mode ~= 'Off' then
       if reservation ~= '' then reserve(state, reservation, cost, now, lease) end
       save_state(cfg, state, now)
@@ -302,7 +364,7 @@ local function acquire(keys, args)
       track(account, now)
     end
   end
-  local reply = verdict(accounts, judgement, now, table.concat(permits, ','), next_call)
+  local reply = verdict(accounts, judgement, now, permit, next_call)
   if request_key then call('SET', request_key, cmsgpack.pack(reply), 'PX', REQUEST_MEMORY) end
   return reply
 end
