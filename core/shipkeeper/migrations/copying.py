@@ -81,30 +81,47 @@ class CopyStatements:
 
     # What a row of the target says of its origin.
 
-    def origin_key(self, alias: str) -> SqlValue:
-        """Return the key of the source row that a target row came from, as one text."""
-        by_source = {part.source: part for part in self._step.identity if part.source is not None}
-        return self._dialect.joined_key([self._part(by_source[name], alias) for name in self._step.key])
+    def origins(self, *, further: Sequence[SqlValue] = ()) -> str:
+        """Return the query for the target rows that carry the identity's constants and a key.
 
-    def first_origin_key(self, alias: str) -> SqlValue:
-        """Return the first part of that key, by which ranges are formed."""
-        part = next(part for part in self._step.identity if part.source == self._step.key[0])
-        return self._part(part, alias)
+        Its columns: o0.. (the parts of the source row's key, as text), and the further expressions over `t`.
+        """
+        by_source = {part.source: part for part in self._step.identity if part.source is not None}
+        keys = [self._part(by_source[name], "t") for name in self._step.key]
+        constants = [part for part in self._step.identity if part.constant is not None]
+        # Plain columns first, so that a JSON text is read only where they match; and each field is read once.
+        conditions = [self._equals(part, "t") for part in constants if part.field is None]
+        fields = [part for part in constants if part.field is not None]
+        read = [f"{key} AS o{index}" for index, key in enumerate(keys)]
+        read += [f"{self._part(part, 't')} AS f{index}" for index, part in enumerate(fields)]
+        read += further
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        inner = f"SELECT {', '.join(read)} FROM {self._target} t{where} {self._dialect.fence()}"
+        matches = [f"i.f{index} = {literal(part.constant or '')}" for index, part in enumerate(fields)]
+        matches += [f"i.o{index} IS NOT NULL" for index in range(len(keys))]
+        return f"SELECT i.* FROM ({inner}) AS i WHERE {' AND '.join(matches)}"
+
+    def origin_key(self, alias: str) -> SqlValue:
+        """Return the key of the source row that a row of `origins` came from, as one text."""
+        return self._dialect.joined_key([f"{alias}.o{index}" for index in range(len(self._step.key))])
 
     def is_ours(self, alias: str) -> SqlValue:
-        """Return the condition that a target row carries the identity's constants, and a key."""
-        conditions = [
-            f"{self._part(part, alias)} = {literal(part.constant)}"
-            for part in self._step.identity
-            if part.constant is not None
-        ]
-        return " AND ".join([*conditions, f"{self.origin_key(alias)} IS NOT NULL"])
+        """Return the condition that a target row carries the identity's constants."""
+        conditions = [self._equals(part, alias) for part in self._step.identity if part.constant is not None]
+        return " AND ".join(conditions) or "1 = 1"
+
+    def _equals(self, part: IdentityPart, alias: str) -> SqlValue:
+        column = self.mapping.target.column(part.column, used_by="identity")
+        if part.field is None and column.family == "text":  # An index on the column serves the comparison.
+            return f"{alias}.{identifier(column.name)} = {literal(part.constant or '')}"
+        return f"{self._part(part, alias)} = {literal(part.constant or '')}"
 
     def _part(self, part: IdentityPart, alias: str) -> SqlValue:
-        column = f"{alias}.{identifier(self.mapping.target.column(part.column, used_by='identity').name)}"
+        column = self.mapping.target.column(part.column, used_by="identity")
+        name = f"{alias}.{identifier(column.name)}"
         if part.field is not None:
-            return self._dialect.json_field(column, part.field)
-        return self._dialect.as_text(column)
+            return self._dialect.json_field(name, part.field, column)
+        return self._dialect.as_text(name)
 
     def is_known(self, key: SqlValue) -> SqlValue:
         """Return the condition that a row of this key was already there."""
@@ -116,7 +133,7 @@ class CopyStatements:
         """Return the statement that notes which source rows the target already holds."""
         return (
             f"CREATE TABLE {identifier(self.existing_table)} AS "
-            f"SELECT DISTINCT {self.origin_key('t')} AS k FROM {self._target} t WHERE {self.is_ours('t')}"
+            f"SELECT DISTINCT {self.origin_key('o')} AS k FROM ({self.origins()}) AS o"
         )
 
     def total(self) -> str:

@@ -90,6 +90,8 @@ def create_engine(url: DatabaseUrl, *, name: str) -> AsyncEngine:
         "extra_float_digits": "1",
         # A batch's range is what decides its plan: a generic one would not know it.
         "plan_cache_mode": "force_custom_plan",
+        # Compiling a batch's statement would take longer than running it does.
+        "jit": "off",
         "bytea_output": "hex",
         # A worker whose node vanished must not hold its lock for the two hours of TCP's default.
         "tcp_keepalives_idle": "30",

@@ -31,8 +31,8 @@ class Dialect(Protocol):
     def joined_key(self, parts: Sequence[SqlValue]) -> SqlValue:
         """Return the text of a key: its parts, as text, with KEY_SEPARATOR between them."""
 
-    def is_blank(self, expression: SqlValue) -> SqlValue:
-        """Return the condition that the value is null or nothing but spaces."""
+    def is_blank(self, expression: SqlValue, column: Column) -> SqlValue:
+        """Return the condition that the column's value is null or nothing but spaces."""
 
     def stored(self, expression: SqlValue, *, source: Column | None, target: Column) -> SqlValue:
         """Return the expression as the target column stores it. A value too long for it must fail, not shrink."""
@@ -55,7 +55,7 @@ class Dialect(Protocol):
     def json_object(self, members: Sequence[tuple[str, SqlValue]], target: Column) -> SqlValue:
         """Return a JSON object, as the target column stores it."""
 
-    def json_field(self, expression: SqlValue, field: str) -> SqlValue:
+    def json_field(self, expression: SqlValue, field: str, column: Column) -> SqlValue:
         """Return the text of a field of a JSON object; null where there is none."""
 
     def row_as_json(self, alias: str, columns: Sequence[Column]) -> SqlValue:

@@ -265,7 +265,7 @@ class _Run:
 
     @asynccontextmanager
     async def _table_lock(self, table: str, step: Step) -> AsyncIterator[None]:
-        """Keep other migrations from changing the same table. After a failure the session ends, and the lock with it."""
+        """Keep other migrations off the table. After a failure the session ends, and the lock with it."""
         lock = f"shipkeeper table {table}"
         await self._locks.take(lock, waiting=self._wait_for_lock)
         await self._reporter.phase("Running", step=step.name)

@@ -81,10 +81,12 @@ class CompiledMapping:
         """Return each key column as text, in the innermost layer."""
         return tuple(self.dialect.as_text(source_column(column.name)) for column in self.key)
 
-    def select(self, where: Sequence[SqlValue], *, with_row: bool = False, relation: str | None = None) -> str:
+    def select(self, where: Sequence[SqlValue], *, with_row: bool = False, fenced: bool = True) -> str:
         """Return the SELECT over the source rows that meet all conditions.
 
-        Its columns: k0.. (key as text), c0.. (mapped values), reason, and with_row: row_values (the row as JSON).
+        `fenced` keeps an expression that is named more than once from being computed more than once; without, the
+        planner is free to spread the work over parallel workers. Its columns: k0.. (key as text), c0.. (mapped values),
+        reason, and with_row: row_values (the row as JSON).
         """
         inner = [(f"k{index}", text) for index, text in enumerate(self.key_texts())]
         inner += self.inner
@@ -92,9 +94,10 @@ class CompiledMapping:
             inner.append(("row_values", self.dialect.row_as_json(SOURCE, tuple(self.source.columns.values()))))
         fields = ", ".join(f"{expression} AS {alias}" for alias, expression in inner)
         conditions = f" WHERE {' AND '.join(where)}" if where else ""
-        table = relation or quoted_name(self.source.name)
+        table = quoted_name(self.source.name)
+        fence = f" {self.dialect.fence()}" if fenced else ""
         joins = "".join(f" {join}" for join in self.joins)
-        read = f"SELECT {fields} FROM {table} AS {SOURCE}{joins}{conditions} {self.dialect.fence()}"
+        read = f"SELECT {fields} FROM {table} AS {SOURCE}{joins}{conditions}{fence}"
         outer = [f"q.k{index}" for index in range(len(self.key))]
         outer += [f"{output} AS c{index}" for index, output in enumerate(self.outputs)]
         outer.append(f"{self._reason()} AS reason")
@@ -228,7 +231,7 @@ class _Compiler:
         else:
             raw = f"({member.expression})"
         value = draft.compute(alias, self._dialect.convertible(raw, type_=member.type, source=column))
-        if member.type not in ("Auto", "Text"):
+        if self._dialect.convertible(raw, type_=member.type, source=column) != raw and member.type != "Text":
             given = draft.compute(f"{alias}_given", f"({raw} IS NOT NULL)")
             draft.problems.append((f"{value} IS NULL AND {given}", f"{member.name} is not of type {member.type}"))
         return self._dialect.json_member(value, type_=member.type)
@@ -236,17 +239,18 @@ class _Compiler:
     def _timestamp(self, draft: _Draft, rules: TimestampFromText, target: Column, name: str) -> SqlValue:
         column = self._source.column(rules.column, used_by=f"timestamp of {target.name}")
         raw = source_column(column.name)
-        blank = self._dialect.is_blank(raw)
         read = self._dialect.timestamp(raw, source=column, rules=rules, target=target)
         if rules.when_empty == "RunStart":
-            read = f"CASE WHEN {blank} THEN {self._dialect.run_start(self._start, target)} ELSE {read} END"
+            start = self._dialect.run_start(self._start, target)
+            read = f"coalesce({read}, CASE WHEN {self._dialect.is_blank(raw, column)} THEN {start} END)"
         value = draft.compute(name, read)
-        is_empty = draft.compute(f"{name}_empty", blank)
+        # Looked at in the middle layer, so that only a row without an instant pays for it.
+        is_empty = self._dialect.is_blank(draft.compute(f"{name}_raw", raw), column)
+        if rules.when_empty == "Reject":
+            draft.problems.append((f"{value} IS NULL AND {is_empty}", f"{rules.column} is empty"))
         draft.problems.append(
             (f"{value} IS NULL AND NOT {is_empty}", f"{rules.column} names no instant in an accepted form")
         )
-        if rules.when_empty == "Reject":
-            draft.problems.append((is_empty, f"{rules.column} is empty"))
         return value
 
     def _case(self, case: Case, target: Column) -> SqlValue:
@@ -256,9 +260,9 @@ class _Compiler:
             raw = source_column(column.name)
             match branch.test:
                 case "Empty":
-                    condition = self._dialect.is_blank(raw)
+                    condition = self._dialect.is_blank(raw, column)
                 case "NotEmpty":
-                    condition = f"NOT {self._dialect.is_blank(raw)}"
+                    condition = f"NOT {self._dialect.is_blank(raw, column)}"
                 case "Equals":
                     condition = f"{self._dialect.as_text(raw)} = {literal(branch.value or '')}"
                 case "NotEquals":
@@ -277,29 +281,30 @@ class _Compiler:
             matched = table.column(way.target, used_by=f"lookup of {target.name}")
             alias = f"l{name}_{number}"
             value, count = self._join(draft, lookup, way.target, alias, given=given, matched=matched, found=found)
-            given_condition = f"NOT {self._dialect.is_blank(source_column(given.name))}"
-            values.append(f"WHEN {given_condition} THEN {value}")
-            matches.append(f"WHEN {given_condition} THEN {count}")
-            ways.append(f"WHEN {given_condition} THEN {number}")
-        raw = f"CASE {' '.join(values)} END"
-        count = draft.compute(f"{name}_matches", f"CASE {' '.join(matches)} ELSE 0 END")
+            values.append(draft.compute(f"{name}_value{number}", value))
+            matches.append(draft.compute(f"{name}_count{number}", count))
+            ways.append(f"WHEN NOT {self._dialect.is_blank(source_column(given.name), given)} THEN {number}")
         way_used = draft.compute(f"{name}_way", f"CASE {' '.join(ways)} ELSE -1 END")
+        self._lookup_problems(draft, lookup, target, way_used, matches)
         if lookup.when_several == "SetNull":
-            raw = f"CASE WHEN (CASE {' '.join(matches)} ELSE 0 END) = 1 THEN {raw} END"
-        result = draft.compute(name, self._dialect.stored(raw, source=found, target=target))
+            values = [f"CASE WHEN {count} = 1 THEN {value} END" for value, count in zip(values, matches, strict=True)]
+        chosen = " ".join(f"WHEN {number} THEN {value}" for number, value in enumerate(values))
+        return self._dialect.stored(f"CASE {way_used} {chosen} END", source=found, target=target)
+
+    def _lookup_problems(
+        self, draft: _Draft, lookup: Lookup, target: Column, way_used: SqlValue, matches: Sequence[SqlValue]
+    ) -> None:
         if lookup.when_missing == "Reject":
             names = " and ".join(way.source for way in lookup.match)
-            draft.problems.append(
-                (f"{way_used} = -1", f"{target.name}: {names} are empty, so no {lookup.table} row is named")
-            )
-        for number, way in enumerate(lookup.match):
+            text = f"{target.name}: {names} are empty, so no row of {lookup.table} is named"
+            draft.problems.append((f"{way_used} = -1", text))
+        for number, (way, count) in enumerate(zip(lookup.match, matches, strict=True)):
             if lookup.when_missing == "Reject":
                 message = f"{target.name}: no row of {lookup.table} has this {way.source} as its {way.target}"
                 draft.problems.append((f"{way_used} = {number} AND {count} = 0", message))
             if lookup.when_several == "Reject":
                 message = f"{target.name}: several rows of {lookup.table} have this {way.source} as their {way.target}"
                 draft.problems.append((f"{way_used} = {number} AND {count} > 1", message))
-        return result
 
     def _join(
         self, draft: _Draft, lookup: Lookup, match: str, alias: str, *, given: Column, matched: Column, found: Column

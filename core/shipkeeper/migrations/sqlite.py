@@ -35,8 +35,8 @@ class SqliteDialect:
         """Return the key's text."""
         return f"({' || char(31) || '.join(parts)})"
 
-    def is_blank(self, expression: SqlValue) -> SqlValue:
-        """Return the condition that the value is null or blank."""
+    def is_blank(self, expression: SqlValue, column: Column) -> SqlValue:
+        """Return the condition that the value is null or blank. In SQLite a column of any type may hold text."""
         return f"(coalesce(trim(CAST({expression} AS TEXT), {_BLANKS}), '') = '')"
 
     def stored(self, expression: SqlValue, *, source: Column | None, target: Column) -> SqlValue:
@@ -86,7 +86,7 @@ class SqliteDialect:
         """Return the object as JSON text."""
         return f"json_object({', '.join(f'{literal(name)}, {value}' for name, value in members)})"
 
-    def json_field(self, expression: SqlValue, field: str) -> SqlValue:
+    def json_field(self, expression: SqlValue, field: str, column: Column) -> SqlValue:
         """Return the text of the field; null where the text is no JSON."""
         path = literal('$."' + field.replace('"', '\\"') + '"')
         return f"CASE WHEN json_valid({expression}) THEN CAST(json_extract({expression}, {path}) AS TEXT) END"

@@ -141,21 +141,18 @@ class Verifier:
         digest = self._dialect.digest([f"p.c{index}" for index in range(len(mapping.columns))], mapping.columns)
         key = self._dialect.joined_key([f"p.k{index}" for index in range(len(mapping.key))])
         number = self._range("p.k0", bounds)
-        return (
-            f"SELECT {key} AS k, {number} AS range_number, {digest} AS digest FROM ({mapping.select(conditions)}) AS p"
-        )
+        rows = mapping.select(conditions, fenced=False)
+        return f"SELECT {key} AS k, {number} AS range_number, {digest} AS digest FROM ({rows}) AS p"
 
     def _target_rows(self, record: StepRecord, bounds: tuple[str, ...]) -> str:
         """Return the query for key, range and digest of what the target holds."""
-        mapping = self._sql.mapping
-        conditions = [self._sql.is_ours("t")]
-        if self._excludes_existing(record):
-            conditions.append(f"NOT {self._sql.is_known(self._sql.origin_key('t'))}")
-        digest = self._dialect.digest([f"t.{identifier(column.name)}" for column in mapping.columns], mapping.columns)
-        number = self._range(self._sql.first_origin_key("t"), bounds)
+        columns = self._sql.mapping.columns
+        digest = self._dialect.digest([f"t.{identifier(column.name)}" for column in columns], columns)
+        key = self._sql.origin_key("o")
+        known = f" WHERE NOT {self._sql.is_known(key)}" if self._excludes_existing(record) else ""
         return (
-            f"SELECT {self._sql.origin_key('t')} AS k, {number} AS range_number, {digest} AS digest "
-            f"FROM {quoted_name(mapping.target.name)} t WHERE {' AND '.join(conditions)}"
+            f"SELECT {key} AS k, {self._range('o.o0', bounds)} AS range_number, o.digest "
+            f"FROM ({self._sql.origins(further=[f'{digest} AS digest'])}) AS o{known}"
         )
 
     def _range(self, key: SqlValue, bounds: tuple[str, ...]) -> SqlValue:
