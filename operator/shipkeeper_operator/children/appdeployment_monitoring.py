@@ -58,6 +58,8 @@ def _prometheus_rule(resource: AppDeployment) -> Manifest:
 def alert_rules(resource: AppDeployment) -> Sequence[dict[str, Any]]:
     """Return the alerts, in Prometheus' own form (`promtool check rules` reads them as a group's rules)."""
     app = resource.metadata
+    # An alert's expression loses the labels of what it is about: they are said here, so that it can be routed.
+    about = {"namespace": app.namespace, "service": app.name}
     up = f'up{{namespace="{app.namespace}",service="{app.name}"}}'
     requests = f'http_requests_total{{namespace="{app.namespace}",service="{app.name}"'
     return (
@@ -65,7 +67,7 @@ def alert_rules(resource: AppDeployment) -> Sequence[dict[str, Any]]:
             "alert": "ApplicationDown",
             "expr": f"absent({up} == 1)",
             "for": "5m",
-            "labels": {"severity": "critical"},
+            "labels": {**about, "severity": "critical"},
             "annotations": {
                 "summary": f"No pod of {app.namespace}/{app.name} answers Prometheus",
                 "action": f"kubectl -n {app.namespace} describe appdep {app.name}",
@@ -75,7 +77,7 @@ def alert_rules(resource: AppDeployment) -> Sequence[dict[str, Any]]:
             "alert": "ApplicationErrorRate",
             "expr": f'sum(rate({requests},status=~"5.."}}[5m])) / sum(rate({requests}}}[5m])) > 0.05',
             "for": "10m",
-            "labels": {"severity": "warning"},
+            "labels": {**about, "severity": "warning"},
             "annotations": {
                 "summary": f"More than 5 % of the requests to {app.namespace}/{app.name} fail",
                 "action": f"kubectl -n {app.namespace} logs deploy/{app.name}",

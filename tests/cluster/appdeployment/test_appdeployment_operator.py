@@ -243,6 +243,19 @@ def test_a_sqlite_volume_outlives_the_application(
     assert apps.get("pvc", "app-data")["metadata"]["uid"] == claim["metadata"]["uid"]
 
 
+def test_somebody_elses_volume_claim_is_left_alone(
+    operator: OperatorProcess, apps: Applications, kubectl: Kubectl
+) -> None:
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    metadata = {"name": "app-data", "namespace": apps.namespace}
+    kubectl.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
+    apps.apply("app", database={"sqlite": {"size": "1Gi"}})
+    assert "app-data" in apps.wait_for("app", type_="Stalled", reason="NameTaken")["message"]
+    assert "labels" not in apps.get("pvc", "app-data")["metadata"]
+    apps.apply("app", database={"sqlite": {"claimName": "app-data"}})
+    apps.wait_for("app", reason="RollingOut")
+
+
 def test_what_the_kubelet_says_becomes_a_reason(operator: OperatorProcess, apps: Applications) -> None:
     apps.apply("app")
     eventually(lambda: len(apps.pods("app")) == 1)
