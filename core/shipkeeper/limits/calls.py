@@ -23,6 +23,7 @@ Subject = str | Sequence[str]
 _MAX_NAME: Final = 256
 _HEADER: Final = 55
 _NO_PERMIT: Final = "-"
+_KNOWN_SUBJECTS: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PolicyCalls:
             raise LimiterUsageError("policy must name at least one policy")
         self._keys = tuple(PolicyKeys(namespace=namespace, policy=name, prefix=key_prefix) for name in self.policies)
         self.configs = tuple(keys.config for keys in self._keys)
-        self._states: dict[Subject, tuple[str, ...]] = {}
+        self._states: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def subjects(self, subject: Subject) -> tuple[str, ...]:
         """Return one subject for each policy."""
@@ -54,10 +55,17 @@ class PolicyCalls:
 
     def states(self, subjects: tuple[str, ...]) -> tuple[str, ...]:
         """Return the state key of each subject. Raises LimiterUsageError for a subject that cannot be in a key."""
+        known = self._states.get(subjects)
+        if known is not None:
+            return known
         try:
-            return tuple(keys.state(each) for keys, each in zip(self._keys, subjects, strict=True))
+            states = tuple(keys.state(each) for keys, each in zip(self._keys, subjects, strict=True))
         except ValueError as error:
             raise LimiterUsageError(str(error)) from None
+        if len(self._states) >= _KNOWN_SUBJECTS:
+            self._states.clear()
+        self._states[subjects] = states
+        return states
 
     def acquire(
         self,
