@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -58,8 +58,15 @@ class Migration:
 
         Raises MigrationError (VerificationFailed) where source and target differ.
         """
+        return await self._once("verify")
+
+    async def status(self) -> MigrationReport:
+        """Return the report that the ledger gives. Takes no lock and changes nothing."""
+        return await self._once("status")
+
+    async def _once(self, what: Literal["verify", "status"]) -> MigrationReport:
         try:
-            await self._attempt(verify_only=True)
+            await self._attempt(what)
         except Exception as error:
             failure = explain(error)
             await self._report_failure(failure, final=True)
@@ -103,7 +110,7 @@ class Migration:
         if final:
             await self.reporter.flush()
 
-    async def _attempt(self, *, verify_only: bool = False) -> Phase:
+    async def _attempt(self, what: Literal["run", "verify", "status"] = "run") -> Phase:
         if refused := unsupported(self._spec):
             field, advice = refused[0]
             raise MigrationError("UnsupportedField", f"{field} is not supported: {advice}", retry="Never")
@@ -112,7 +119,13 @@ class Migration:
             connection = await connect(engine)
             try:
                 run = _Run(connection, self._spec, owner=self._owner, stop=self._stop, reporter=self.reporter)
-                return await (run.verify() if verify_only else run.run())
+                match what:
+                    case "run":
+                        return await run.run()
+                    case "verify":
+                        return await run.verify()
+                    case "status":
+                        return await run.status()
             finally:
                 await _close(connection)
         finally:
@@ -173,6 +186,18 @@ class _Run:
             await self._reporter.finished("AwaitingApproval")
             return "AwaitingApproval"
         return await self._apply(plan)
+
+    async def status(self) -> Phase:
+        """Copy the ledger into the report."""
+        entry, records = await self._read_ledger()
+        if entry is None:
+            await self._reporter.finished("Pending")
+            return "Pending"
+        if entry.finished_at is not None:
+            return await self._tell_complete(entry, records)
+        await self._copy_ledger()
+        await self._reporter.finished("Interrupted")
+        return "Interrupted"
 
     async def verify(self) -> Phase:
         """Compare every consolidation that was copied."""
