@@ -121,7 +121,7 @@ def test_an_application_that_never_becomes_ready_says_so(namespace: StoryNamespa
         "probes": {
             "startup": {"path": "/"},
             "liveness": {"path": "/"},
-            "readiness": {"path": "/never", "periodSeconds": 1},
+            "readiness": {"path": "/never", "period": "1s"},
         },
     }
     namespace.apply("AppDeployment", "pages", spec)
