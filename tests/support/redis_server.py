@@ -64,6 +64,13 @@ class RedisServer:
         )
 
     @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        if self._process is None:
+            raise RuntimeError("the server does not run")
+        return self._process.pid
+
+    @property
     def folder(self) -> Path:
         """Where the server keeps its files and its log."""
         if self._folder is None:
