@@ -21,11 +21,8 @@ demo: $(VENV)/.ready ## The main job from nothing: a cluster, the operator, the 
 	PYTHONPATH=hack:hack/localcluster $(BIN)/python -m demo
 
 test: $(VENV)/.ready programs verify lint type ## All checks and tests, with coverage; installs what they need.
-	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest tests --ignore=tests/benchmarks -m "not e2e" --cov --cov-report=
+	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --ignore=tests/e2e --cov --cov-report=term
 	$(BIN)/python -m pytest tests/e2e
-	$(BIN)/coverage combine --quiet --append || true
-	$(BIN)/coverage report
 
 ##@ Develop
 .PHONY: venv programs lock fmt lint type verify crds test-unit test-integration test-cluster test-e2e bench clean
