@@ -199,3 +199,22 @@ def test_burst_bounds_units_at_once_and_refills_evenly(timed: TimedPolicyMaker) 
     policy.set_clock(EDGES[0] + MINUTE)
     assert policy.limiter.acquire().allowed
     assert not policy.limiter.acquire().allowed
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"period": "Day"},
+        {"period": "1h", "alignment": "FirstUse"},
+        {"period": "1h", "alignment": "Rolling"},
+    ],
+    ids=["calendar", "first use", "rolling"],
+)
+def test_a_clock_that_steps_back_gives_nothing_back(timed: TimedPolicyMaker, limit: dict[str, Any]) -> None:
+    midnight = at("2026-11-24T23:00")
+    policy = timed({"timeZone": "Europe/Paris", "limits": [{"name": "limit", "amount": 3} | limit]}, midnight)
+    assert policy.limiter.acquire(cost=3).allowed
+    policy.set_clock(midnight - 20)
+    assert not policy.limiter.acquire().allowed
+    policy.set_clock(midnight + 20)
+    assert not policy.limiter.acquire().allowed

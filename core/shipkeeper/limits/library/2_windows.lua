@@ -47,8 +47,9 @@ function rolls.C(limit, v, now)
   locate(limit, now)
   local at = limit.at
   local start = v[at]
-  -- The rule for rollover and for an edited period alike: the count stays when its window began within this one.
-  if start < limit.window_start or start >= limit.window_end then
+  -- The rule for rollover and for an edited period alike: the count stays when its window began within this one. One
+  -- that begins later was charged by a clock ahead of this (a failover can do that): it counts, nothing is given back.
+  if start < limit.window_start then
     v[at], v[at + 1] = limit.window_start, 0
   end
   return v[at + 1]
@@ -56,7 +57,7 @@ end
 
 function rolls.F(limit, v, now)
   local at = limit.at
-  if now >= v[at] + limit.period or v[at] > now then v[at], v[at + 1] = now, 0 end
+  if now >= v[at] + limit.period then v[at], v[at + 1] = now, 0 end
   return v[at + 1]
 end
 
