@@ -31,6 +31,10 @@ def follow_migration(kubectl: Kubectl, name: str, *, namespace: str, timeout: fl
 def _progress(found: dict[str, Any]) -> str:
     status = found.get("status", {})
     progress = status.get("progress", {})
+    if not progress.get("display"):
+        # Nothing to count yet: say what is waited for.
+        ready = condition(found, "Ready") if found else {}
+        return f"{status.get('phase', 'Pending')}  {ready.get('message', 'not seen by the operator yet')}"
     parts = [
         status.get("phase", "Pending"),
         status.get("currentStep", ""),
