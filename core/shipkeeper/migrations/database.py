@@ -88,8 +88,6 @@ def create_engine(url: DatabaseUrl, *, name: str) -> AsyncEngine:
         "DateStyle": "ISO, YMD",
         "IntervalStyle": "iso_8601",
         "extra_float_digits": "1",
-        # A batch's range is what decides its plan: a generic one would not know it.
-        "plan_cache_mode": "force_custom_plan",
         # Compiling a batch's statement would take longer than running it does.
         "jit": "off",
         "bytea_output": "hex",

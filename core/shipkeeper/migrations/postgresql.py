@@ -136,7 +136,10 @@ class PostgresqlDialect:
     def key_range(self, key: Column, expression: SqlValue, *, size: int, bounds: Sequence[str]) -> SqlValue:
         """Return the number of the key range."""
         if key.family == "integer":
-            return f"CASE WHEN {expression} ~ {literal(_INTEGER)} THEN CAST({expression} AS bigint) / {size} END"
+            # Nearly every key passes the first test, which costs a fraction of the second.
+            plain = f"ltrim({expression}, '0123456789') = '' AND length({expression}) BETWEEN 1 AND 18"
+            number = f"CAST({expression} AS bigint) / {size}"
+            return f"CASE WHEN {plain} THEN {number} WHEN {expression} ~ {literal(_INTEGER)} THEN {number} END"
         array = f"CAST(ARRAY[{', '.join(literal(bound) for bound in bounds)}] AS {key.type}[])"
         return f"width_bucket(CAST({expression} AS {key.type}), {array})"
 
@@ -199,7 +202,7 @@ def _is_number(text: SqlValue, position: int, lowest: int, highest: int) -> SqlV
 
 def _is_date(text: SqlValue, *, year: int, month: int, day: int) -> SqlValue:
     """Return the condition that a date stands at the positions; 29 February is judged with the year, later."""
-    digits = f"substr({text}, {year}, 4) ~ '^[0-9]{{4}}$'"
+    digits = f"{_is_number(text, year, 0, 99)} AND {_is_number(text, year + 2, 0, 99)}"
     parts = f"{_is_number(text, month, 1, 12)} AND {_is_number(text, day, 1, 31)}"
     month_and_day = f"(substr({text}, {month}, 2) || '-' || substr({text}, {day}, 2))"
     return f"{digits} AND {parts} AND {month_and_day} NOT IN {_words(_NO_DATES)}"
@@ -223,7 +226,7 @@ def _iso_value(form: TimestampForm, iso: SqlValue, zone: SqlValue, rules: Timest
     else:
         value = _from_wall_clock(f"CAST({iso} AS timestamp)", zone, rules)
     year = f"CAST(substr({iso}, 1, 4) AS int)"
-    in_range = f"{year} BETWEEN {FIRST_YEAR} AND {LAST_YEAR}"
+    in_range = f"substr({iso}, 1, 4) COLLATE \"C\" BETWEEN '{FIRST_YEAR:04}' AND '{LAST_YEAR:04}'"
     leap = f"{year} % 4 = 0 AND ({year} % 100 <> 0 OR {year} % 400 = 0)"
     return f"CASE WHEN {in_range} AND (substr({iso}, 6, 5) <> '02-29' OR {leap}) THEN {value} END"
 

@@ -135,7 +135,9 @@ class Verifier:
     def _source_rows(self, record: StepRecord, bounds: tuple[str, ...]) -> str:
         """Return the query for key, range and digest of what each source row should have become."""
         mapping = self._sql.mapping
-        conditions = [self._sql.up_to(1), self._sql.filter(), f"NOT {self._is_rejected(self._sql.row_key())}"]
+        conditions = [self._sql.up_to(1), self._sql.filter()]
+        if record.rows_rejected:
+            conditions.append(f"NOT {self._is_rejected(self._sql.row_key())}")
         if self._excludes_existing(record):
             conditions.append(f"NOT {self._sql.is_known(self._sql.row_key())}")
         digest = self._dialect.digest([f"p.c{index}" for index in range(len(mapping.columns))], mapping.columns)
