@@ -163,6 +163,10 @@ class IndexBuilder:
     async def _rebuild(self, index: Index, found: _Found) -> None:
         if self._session.is_sqlite:
             async with self._session.transaction():
+                # Looked at again under the file's write lock: another worker may have built it meanwhile.
+                found = await _find_sqlite(self._session, index)
+                if found.state == "Valid":
+                    return
                 if found.state != "Missing":
                     await self._session.execute(f"DROP INDEX {found.name}")
                 await self._session.execute(create_sql(index, sqlite=True))
