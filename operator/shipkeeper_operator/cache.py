@@ -1,11 +1,12 @@
 """The watch cache: the last known state of every watched object, small, and never older than what was seen before.
 
-Objects are kept as compact JSON, not as Python dictionaries: a thousand applications with their children then fit into
-a few megabytes instead of a hundred. They come in from three sides (watch events, our own lists, the answers to our own
-writes) in no certain order, so an object is taken only when its resourceVersion is newer than the one that is held.
+Objects are kept as compressed JSON, not as Python dictionaries: a thousand applications with their children then fit
+into a few megabytes instead of a hundred. They come in from three sides (watch events, our own lists, the answers to
+our own writes) in no certain order, so an object is taken only when its resourceVersion is newer than the held one's.
 """
 
 import json
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class _Entry:
     data: bytes
 
     def read(self) -> dict[str, Any]:
-        obj: dict[str, Any] = json.loads(self.data)
+        obj: dict[str, Any] = json.loads(zlib.decompress(self.data))
         return obj
 
 
@@ -124,7 +125,7 @@ class WatchCache:
         if held is not None:
             self._unindex(kind, name, held)
         small = trimmed(obj)
-        data = json.dumps(small, separators=(",", ":"), ensure_ascii=False).encode()
+        data = zlib.compress(json.dumps(small, separators=(",", ":"), ensure_ascii=False).encode(), level=1)
         entry = _Entry(uid=uid, version=version, owners=owner_uids(obj), data=data)
         self._objects[kind][name] = entry
         for owner in entry.owners:

@@ -27,7 +27,7 @@ from shipkeeper_operator.metrics import Metrics
 from shipkeeper_operator.observe.reader import Object
 
 REQUEST_TIMEOUT_SECONDS = 15
-LIST_CHUNK = 500
+LIST_CHUNK = 100
 LEASE = "Lease"
 """The one kind that is written without leading: by it leadership is won."""
 _MANAGED_BY_SELECTOR = ",".join(f"{label}={value}" for label, value in MANAGED_BY.items())

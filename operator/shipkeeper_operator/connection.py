@@ -13,6 +13,8 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.dynamic import DynamicClient
 
+# Of the client; kopf's watches have their own. Each costs 128 KiB for TLS, and the API server answers few at a time.
+MAX_CONNECTIONS = 10
 USER_AGENT = f"shipkeeper-operator/{version('shipkeeper')}"
 
 
@@ -22,7 +24,7 @@ class Connection:
     def __init__(self, configuration: Configuration) -> None:
         """Take a loaded configuration; no request is made."""
         self.configuration = configuration
-        configuration.connection_pool_maxsize = 0  # No limit: watches are held open beside requests.
+        configuration.connection_pool_maxsize = MAX_CONNECTIONS
         # No proxy and no netrc from the environment: the latter is read from disk, by a thread, at every request.
         configuration.client_session_kwargs = {"trust_env": False}
         self._api_client = ApiClient(configuration)

@@ -82,6 +82,7 @@ class Watches:
         self._routes = routes
         self._metrics = metrics
         self._wake = wake
+        self._one_list = asyncio.Lock()  # Lists are the largest answers: one at a time keeps the memory's peak low.
 
     def is_synced(self) -> bool:
         """Whether the cache holds all there is of every kind."""
@@ -129,7 +130,8 @@ class Watches:
             await watch.compare.wait()
             watch.compare.clear()
             try:
-                drift = await self._cluster.compare_with_server(kind)
+                async with self._one_list:
+                    drift = await self._cluster.compare_with_server(kind)
             except (ApiException, aiohttp.ClientError, OSError, TimeoutError) as error:
                 cause = api_message(error) if isinstance(error, ApiException) else type(error).__name__
                 _log.warning("%s could not be listed: %s", kind, cause)
@@ -218,6 +220,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.watching.chunk_size = LIST_CHUNK
+    # A task of kopf's lives on for so long after its object's last event, and holds that event.
+    settings.queueing.idle_timeout = 0.2
     settings.networking.error_backoffs = _EndlessBackoff()
     settings.networking.request_timeout = 30
     # Other people's Deployments and pods are filtered by the API server; our own kinds carry no such label.
