@@ -25,6 +25,7 @@ from shipkeeper.migrations.database import DatabaseUrl, parse_url
 from shipkeeper.migrations.engine import Migration
 from shipkeeper.migrations.errors import MigrationError, last_error
 from shipkeeper.migrations.metrics import MeteredSink
+from shipkeeper.migrations.reporting import ReportSink
 from shipkeeper.resources.migrationjob import KIND, MigrationJob
 from shipkeeper.resources.migrationjob_status import MigrationReport, Phase
 from shipkeeper_operator.children.migrationjob import REPORT_KEY
@@ -116,9 +117,8 @@ def read_migration(path: Path) -> MigrationJob:
         raise MigrationError("SpecInvalid", f"{path} cannot be read: {error}", retry="Never") from error
 
 
-async def run_worker(environment: WorkerEnvironment, api: client.CoreV1Api, *, stop: asyncio.Event) -> int:
+async def run_worker(environment: WorkerEnvironment, sink: ReportSink, *, stop: asyncio.Event) -> int:
     """Run the migration and return the exit code."""
-    sink = MeteredSink(ConfigMapSink(api, namespace=environment.namespace, name=environment.report))
     resource = read_migration(environment.file)
     try:
         url = database_url(environment.database_url)
@@ -164,7 +164,9 @@ async def _run() -> int:
         environment = WorkerEnvironment.read(os.environ)
         config.load_incluster_config()
         async with client.ApiClient() as api_client:
-            return await run_worker(environment, client.CoreV1Api(api_client), stop=stop)
+            api = client.CoreV1Api(api_client)
+            sink = ConfigMapSink(api, namespace=environment.namespace, name=environment.report)
+            return await run_worker(environment, MeteredSink(sink), stop=stop)
     except MigrationError as error:
         _LOG.error("%s: %s", error.reason, error.message)
         return _exit_code_of(error)
