@@ -75,7 +75,7 @@ test-e2e: venv programs ## Tests with a real kubelet and the operator's pods.
 	$(BIN)/python -m pytest tests/e2e
 
 bench-operator: venv programs ## Writes, memory and speed of the operator at 1,000 AppDeployments.
-	PYTHONPATH=hack:hack/localcluster:tests $(BIN)/python tests/benchmarks/operator_scale.py
+	$(BIN)/python tests/benchmarks/operator_scale.py
 
 ##@ Cluster
 .PHONY: cluster cluster-down cluster-status image
