@@ -88,6 +88,12 @@ class PostgresServer:
         self.stop()
         self.start()
 
+    def process_id(self) -> int:
+        """Return the process id of the server, the parent of all its processes."""
+        if self._process is None:
+            raise RuntimeError("PostgreSQL is not running")
+        return self._process.pid
+
     def url(self, database: str = "postgres") -> str:
         """Return the URL of a database, as an application writes it."""
         password = self.password.replace("/", "%2F").replace("@", "%40").replace(" ", "%20")

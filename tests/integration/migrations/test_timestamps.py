@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from shipkeeper.migrations.catalog import Column
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.integration
 
 TEXT = Column(name="t", type="text", family="text", nullable=True, has_default=False)
 TIMESTAMP = Column(name="at", type="timestamp without time zone", family="timestamp", nullable=True, has_default=False)
+# Zones whose rules have not changed lately: PostgreSQL and pytz bring zone databases of different ages.
 ZONES = (
     "Europe/Paris",
     "America/New_York",
@@ -23,7 +24,6 @@ ZONES = (
     "Asia/Kathmandu",
     "UTC",
     "Europe/Moscow",
-    "Africa/Casablanca",
 )
 
 two = st.integers(0, 99).map("{:02}".format)
@@ -95,6 +95,7 @@ def in_python(text: str, how: TimestampFromText) -> datetime | None:
 
 @settings(
     max_examples=150,
+    phases=(Phase.explicit, Phase.generate),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
