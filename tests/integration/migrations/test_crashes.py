@@ -47,7 +47,7 @@ async def exact(database: Any, legacy: Any) -> None:
 
 
 async def test_sigkill_at_random_points(postgresql: Any, tmp_path: Path) -> None:
-    legacy = generate(rows=1_500 * KILLS, seed=11)
+    legacy = generate(rows=4_000 * KILLS, seed=11)
     await postgresql.load(legacy)
     spec = sample_spec(batch=BATCH, rejects={"max": 1_000_000})
     chance = random.Random(42)
