@@ -70,22 +70,42 @@ def redis(kubectl: Kubectl, *command: str) -> str:
     return kubectl.exec("redis-0", "sh", "-c", f"{login} {' '.join(command)}", namespace=NAMESPACE)
 
 
-@pytest.mark.parametrize("loss", [("FUNCTION", "FLUSH"), ("FLUSHALL",)])
-def test_what_redis_lost_is_put_back_and_said(story: Story, kubectl: Kubectl, loss: tuple[str, ...]) -> None:
-    before = kubectl.get("ratelimitpolicy", POLICY, namespace=NAMESPACE)
-    assert before is not None
+def policies(kubectl: Kubectl) -> dict[str, dict[str, Any]]:
+    """Return the policies on the demo's Redis: the sample's, and the one without hours that the demo adds."""
+    found = kubectl.list("ratelimitpolicies", namespace=NAMESPACE)
+    return {each["metadata"]["name"]: each for each in found}
+
+
+@pytest.mark.parametrize(
+    ("loss", "every_policy_says_so"),
+    [
+        # The library is the store's, shared by its policies: the first that looks puts it back for all, and says so.
+        (("FUNCTION", "FLUSH"), False),
+        # A compiled policy is its own: each has lost something.
+        (("FLUSHALL",), True),
+    ],
+)
+def test_what_redis_lost_is_put_back_and_said(
+    story: Story, kubectl: Kubectl, loss: tuple[str, ...], every_policy_says_so: bool
+) -> None:
+    before = policies(kubectl)
+    assert POLICY in before
     redis(kubectl, *loss)
-    lost = time.time()
-    deadline = time.monotonic() + 30
-    found = before
-    while found["status"].get("lastRepair") == before["status"].get("lastRepair"):
-        assert time.monotonic() < deadline, "the loss was not repaired"
+    lost, deadline = time.time(), time.monotonic() + 30
+    while True:
+        found = policies(kubectl)
+        said = [
+            name
+            for name in before
+            if found[name]["status"].get("lastRepair") != before[name]["status"].get("lastRepair")
+        ]
+        if said and (len(said) == len(before) or not every_policy_says_so):
+            break
+        assert time.monotonic() < deadline, f"the loss was not repaired, or only said by {said}"
         time.sleep(0.5)
-        latest = kubectl.get("ratelimitpolicy", POLICY, namespace=NAMESPACE)
-        assert latest is not None
-        found = latest
-    print(f"{' '.join(loss)}: said {time.time() - lost:.1f} s after the loss")
-    assert condition(found, "Enforced")["status"] == "True"
-    assert found["status"]["configHash"] == before["status"]["configHash"]
+    print(f"{' '.join(loss)}: said by {', '.join(said)} {time.time() - lost:.1f} s after the loss")
+    for name, policy in found.items():
+        assert condition(policy, "Enforced")["status"] == "True", name
+        assert policy["status"]["configHash"] == before[name]["status"]["configHash"]
     assert "shipkeeper" in redis(kubectl, "FUNCTION", "LIST")
     assert "config" in redis(kubectl, "KEYS", "'*config*'")
