@@ -39,7 +39,7 @@ def _make(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as draft:
         folder = Path(draft)
         sources, apt, tar = folder / "sources.list", folder / "apt.conf", folder / "root.tar"
-        sources.write_text("\n".join(debian_sources(_index_targets())) + "\n")
+        sources.write_text("\n".join(debian_sources(apt_index_targets())) + "\n")
         apt.write_text(buildsettings.apt_configuration() + 'APT::Install-Recommends "false";\n')
         excluded = [f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED]
         run_logged(
@@ -53,7 +53,8 @@ def _make(path: Path) -> None:
         tar.replace(path)
 
 
-def _index_targets() -> str:
+def apt_index_targets() -> str:
+    """What the machine's apt fetches, one line each: origin, code name, site and component."""
     columns = "$(ORIGIN) $(CODENAME) $(SITE) $(COMPONENT)"
     targets = run("apt-get", "indextargets", "--format", columns, "Created-By: Packages")
     if not targets.strip():
