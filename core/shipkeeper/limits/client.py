@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import wraps
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
 from redis import ResponseError
 
@@ -17,6 +17,9 @@ from .connection import AsyncStore, StoreAddress, Topology
 from .failures import StoreError, StoreFailure
 from .keys import DEFAULT_PREFIX, DEFAULT_SUBJECT
 from .verdict import Denied, Reservation, Verdict
+
+if TYPE_CHECKING:
+    from .metrics import DecisionRecorder, LimiterMetrics  # needs prometheus-client, which is optional
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,10 +33,17 @@ class AsyncLimiter:
     `Verdict.store_failure`. A call is sent once; it is repeated only when it has a `request_id`, which charges once.
     """
 
-    def __init__(self, store: AsyncStore, calls: PolicyCalls, failure_policy: FailurePolicy) -> None:
+    def __init__(
+        self,
+        store: AsyncStore,
+        calls: PolicyCalls,
+        failure_policy: FailurePolicy,
+        recorder: "DecisionRecorder | None" = None,
+    ) -> None:
         self._store = store
         self._calls = calls
         self._failures = failure_policy
+        self._recorder = recorder
 
     @classmethod
     def from_url(
@@ -46,16 +56,19 @@ class AsyncLimiter:
         topology: Topology = "Standalone",
         sentinel_master: str | None = None,
         on_store_unavailable: OnStoreUnavailable | None = None,
+        metrics: "LimiterMetrics | None" = None,
     ) -> Self:
         """Return a limiter that connects with its first call.
 
         `namespace` and `policy` are those of the RateLimitPolicy; `on_store_unavailable` overrides what it says.
+        `metrics` (shipkeeper.limits.metrics) tells Prometheus what is decided.
         Raises StoreError for a URL of another form.
         """
         address = StoreAddress(url=url, topology=topology, sentinel_master=sentinel_master)
         failure_policy = FailurePolicy(on_store_unavailable)
         calls = PolicyCalls(namespace=namespace, policy=policy, key_prefix=key_prefix)
-        return cls(AsyncStore(address, timeout=failure_policy.timeout), calls, failure_policy)
+        recorder = metrics.recorder(namespace, calls.policies) if metrics is not None else None
+        return cls(AsyncStore(address, timeout=failure_policy.timeout), calls, failure_policy, recorder)
 
     async def acquire(
         self,
@@ -122,6 +135,8 @@ class AsyncLimiter:
             reply = await self._fcall(call)
         except StoreError:
             return False
+        if self._recorder is not None:
+            self._recorder.reported(verdict, reply[1::3])
         return 1 in reply[::3]
 
     @asynccontextmanager
@@ -188,12 +203,16 @@ class AsyncLimiter:
         await self.close()
 
     async def _judge(self, call: Call, subjects: tuple[str, ...], *, cost: int, repeatable: bool) -> Verdict:
+        start = time.monotonic()
         try:
             reply = await self._fcall_repeated(call) if repeatable else await self._fcall(call)
         except StoreError as error:
-            return self._failures.answer(error, cost=cost, subjects=subjects, policies=self._calls.policies)
-        verdict = self._calls.verdict(reply, subjects)
-        if self._failures.is_outdated(verdict.config_hash):
+            verdict = self._failures.answer(error, cost=cost, subjects=subjects, policies=self._calls.policies)
+        else:
+            verdict = self._calls.verdict(reply, subjects)
+        if self._recorder is not None and cost:  # a look decides nothing
+            self._recorder.decided(verdict, start)
+        if not verdict.store_failure and self._failures.is_outdated(verdict.config_hash):
             await self._learn(verdict.config_hash)
         return verdict
 
@@ -204,7 +223,14 @@ class AsyncLimiter:
             usage = usage_error(error)
             if usage is not None:
                 raise usage from None
-            raise StoreError(StoreFailure.UNEXPECTED_REPLY, self._store.where) from None
+            raise self._counted(StoreError(StoreFailure.UNEXPECTED_REPLY, self._store.where)) from None
+        except StoreError as error:
+            raise self._counted(error) from None
+
+    def _counted(self, error: StoreError) -> StoreError:
+        if self._recorder is not None:
+            self._recorder.store_failed(error)
+        return error
 
     async def _fcall_repeated(self, call: Call) -> Any:
         """Send a call that charges once however often it arrives: again when the connection was lost."""
@@ -218,8 +244,11 @@ class AsyncLimiter:
     async def _learn(self, config_hash: str) -> None:
         try:
             stored = await self._store.execute("GET", self._calls.configs[0])
-        except (StoreError, ResponseError):
+        except StoreError as error:
+            self._counted(error)
             return  # the settings stay as they are; the verdict is valid all the same
+        except ResponseError:
+            return
         self._failures.learn(config_hash, stored)
         self._store.timeout = self._failures.timeout
 

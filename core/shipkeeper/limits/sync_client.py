@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 
 from redis import ResponseError
 
@@ -18,6 +18,9 @@ from .failures import StoreError, StoreFailure
 from .keys import DEFAULT_PREFIX, DEFAULT_SUBJECT
 from .verdict import Denied, Reservation, Verdict
 
+if TYPE_CHECKING:
+    from .metrics import DecisionRecorder, LimiterMetrics  # needs prometheus-client, which is optional
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -25,10 +28,17 @@ T = TypeVar("T")
 class Limiter:
     """Asks the store whether a call may be made. `AsyncLimiter` describes every method."""
 
-    def __init__(self, store: SyncStore, calls: PolicyCalls, failure_policy: FailurePolicy) -> None:
+    def __init__(
+        self,
+        store: SyncStore,
+        calls: PolicyCalls,
+        failure_policy: FailurePolicy,
+        recorder: "DecisionRecorder | None" = None,
+    ) -> None:
         self._store = store
         self._calls = calls
         self._failures = failure_policy
+        self._recorder = recorder
 
     @classmethod
     def from_url(
@@ -41,12 +51,14 @@ class Limiter:
         topology: Topology = "Standalone",
         sentinel_master: str | None = None,
         on_store_unavailable: OnStoreUnavailable | None = None,
+        metrics: "LimiterMetrics | None" = None,
     ) -> Self:
         """Return a limiter that connects with its first call. Raises StoreError for a URL of another form."""
         address = StoreAddress(url=url, topology=topology, sentinel_master=sentinel_master)
         failure_policy = FailurePolicy(on_store_unavailable)
         calls = PolicyCalls(namespace=namespace, policy=policy, key_prefix=key_prefix)
-        return cls(SyncStore(address, timeout=failure_policy.timeout), calls, failure_policy)
+        recorder = metrics.recorder(namespace, calls.policies) if metrics is not None else None
+        return cls(SyncStore(address, timeout=failure_policy.timeout), calls, failure_policy, recorder)
 
     def acquire(
         self,
@@ -100,6 +112,8 @@ class Limiter:
             reply = self._fcall(call)
         except StoreError:
             return False
+        if self._recorder is not None:
+            self._recorder.reported(verdict, reply[1::3])
         return 1 in reply[::3]
 
     @contextmanager
@@ -160,12 +174,16 @@ class Limiter:
         self.close()
 
     def _judge(self, call: Call, subjects: tuple[str, ...], *, cost: int, repeatable: bool) -> Verdict:
+        start = time.monotonic()
         try:
             reply = self._fcall_repeated(call) if repeatable else self._fcall(call)
         except StoreError as error:
-            return self._failures.answer(error, cost=cost, subjects=subjects, policies=self._calls.policies)
-        verdict = self._calls.verdict(reply, subjects)
-        if self._failures.is_outdated(verdict.config_hash):
+            verdict = self._failures.answer(error, cost=cost, subjects=subjects, policies=self._calls.policies)
+        else:
+            verdict = self._calls.verdict(reply, subjects)
+        if self._recorder is not None and cost:  # a look decides nothing
+            self._recorder.decided(verdict, start)
+        if not verdict.store_failure and self._failures.is_outdated(verdict.config_hash):
             self._learn(verdict.config_hash)
         return verdict
 
@@ -176,7 +194,14 @@ class Limiter:
             usage = usage_error(error)
             if usage is not None:
                 raise usage from None
-            raise StoreError(StoreFailure.UNEXPECTED_REPLY) from None
+            raise self._counted(StoreError(StoreFailure.UNEXPECTED_REPLY)) from None
+        except StoreError as error:
+            raise self._counted(error) from None
+
+    def _counted(self, error: StoreError) -> StoreError:
+        if self._recorder is not None:
+            self._recorder.store_failed(error)
+        return error
 
     def _fcall_repeated(self, call: Call) -> Any:
         try:
@@ -189,7 +214,10 @@ class Limiter:
     def _learn(self, config_hash: str) -> None:
         try:
             stored = self._store.execute("GET", self._calls.configs[0])
-        except (StoreError, ResponseError):
+        except StoreError as error:
+            self._counted(error)
+            return
+        except ResponseError:
             return
         self._failures.learn(config_hash, stored)
         self._store.set_timeout(self._failures.timeout)
