@@ -34,6 +34,11 @@ class PolicyKeys:
         """Key of the register of subjects, kept where the policy bounds their number."""
         return f"{self.prefix}:{{{self.namespace}}}:state:{self.policy}"
 
+    @property
+    def absent(self) -> str:
+        """Key beside the policy that never exists: what can be tried on it shows whether the store takes writes."""
+        return f"{self.prefix}:{{{self.namespace}}}:absent"
+
     def state(self, subject: str) -> str:
         """Key of the counters of one subject. Raises ValueError for a subject that cannot be in a key."""
         return self.states + checked_subject(subject)

@@ -21,6 +21,15 @@ from .verdict import instant
 
 DEFAULT_TIMEOUT = timedelta(seconds=2)
 _SCAN_COUNT = 500
+# A server in such a state answers reads as ever, and no call can be charged on it.
+_REFUSALS = frozenset(
+    {
+        StoreFailure.OUT_OF_MEMORY,
+        StoreFailure.READ_ONLY,
+        StoreFailure.PERSISTENCE_FAILED,
+        StoreFailure.TOO_FEW_REPLICAS,
+    }
+)
 
 
 async def read_store(store: AsyncStore, keys: PolicyKeys) -> StoreState:
@@ -45,6 +54,7 @@ async def read_store(store: AsyncStore, keys: PolicyKeys) -> StoreState:
         now=instant(status[3]) if status else await _clock(store),
         denied=_counts(status[5]) if status else {},
         would_deny=_counts(status[6]) if status else {},
+        refusal=await _refusal(store, keys),
         state_lost_at=instant(status[2]) if status and status[2] else None,
         busy_subjects=tuple(sorted(keys.subject_of(key) for key in status[7])) if status else (),
     )
@@ -80,6 +90,20 @@ async def _primary_state(
         config_hash=config_hash,
         may_evict=bool(info.get("maxmemory")) and policy.startswith(("allkeys", "volatile")),
     )
+
+
+async def _refusal(store: AsyncStore, keys: PolicyKeys) -> StoreFailure | None:
+    """Return why the policy's primary refuses writes, if it does: by a write that is judged as any and changes nothing.
+
+    What INFO shows would not do: the limits behind it are settings, which the operator's user may not read.
+    """
+    try:
+        await _checked(store, "SET", keys.absent, "", "XX")
+    except StoreError as error:
+        if error.failure in _REFUSALS:
+            return error.failure
+        raise
+    return None
 
 
 async def _clock(store: AsyncStore) -> datetime:
@@ -122,9 +146,20 @@ def _circuit(numbers: list[int]) -> Circuit:
 
 
 async def install_library(store: AsyncStore, *, text: str | None = None) -> None:
-    """Load the function library on every primary, in place of any other version. Raises StoreError."""
+    """Load the function library on every primary that lacks it, in place of any other version.
+
+    Raises StoreError for the first primary that refuses, after all others were tried.
+    """
+    refused: StoreError | None = None
     for primary in await store.primaries():
-        await _checked(store, "FUNCTION LOAD", "REPLACE", text or library_text(), target=primary.target)
+        try:
+            # Loading it anew where it is would drop the counts of denied calls that it keeps.
+            if text or await _library(store, primary, "shipkeeper_version") != library_version():
+                await _checked(store, "FUNCTION LOAD", "REPLACE", text or library_text(), target=primary.target)
+        except StoreError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
 
 
 async def install_config(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from .failures import StoreFailure
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrimaryState:
@@ -31,6 +33,8 @@ class StoreState:
     """Calls denied by each rule since the library was loaded."""
     would_deny: dict[str, int]
     """Calls that rules in Shadow mode would have denied since then."""
+    refusal: StoreFailure | None
+    """Why the policy's primary refuses writes, so that it counts nothing; None: it takes them."""
     state_lost_at: datetime | None
     """When counters were last lost, as the stored policy says."""
     busy_subjects: tuple[str, ...]

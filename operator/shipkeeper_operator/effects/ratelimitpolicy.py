@@ -26,7 +26,7 @@ async def perform(effect: StoreEffect) -> None:
                 await remove_policy(store, effect.keys)
                 memory.keys_removed = True
     except StoreError as error:
-        memory.write_problem = problem_of(error)
+        memory.write_problem = problem_of(error, effect.address)
         raise
     memory.write_problem = None
     if not isinstance(effect, RemovePolicy) and effect.repair is not None:

@@ -32,11 +32,13 @@ _FOR_A_PERSON: Final = frozenset(
 )
 
 
-def problem_of(error: StoreError) -> Problem:
+def problem_of(error: StoreError, address: StoreAddress) -> Problem:
     """Return a failure of the store in the words of a condition."""
     text = str(error)
     reason = _REASONS.get(error.failure, f"Store{error.failure.value}")
-    return Problem(reason, f"{text[0].upper()}{text[1:]}.", error.failure in _FOR_A_PERSON)
+    # Where primaries change by themselves, a read-only server is one that has just lost its part.
+    passes = error.failure is StoreFailure.READ_ONLY and address.topology != "Standalone"
+    return Problem(reason, f"{text[0].upper()}{text[1:]}.", error.failure in _FOR_A_PERSON and not passes)
 
 
 @dataclass

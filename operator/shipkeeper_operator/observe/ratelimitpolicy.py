@@ -46,8 +46,9 @@ async def observe(resource: RateLimitPolicy, reader: ClusterReader) -> ObservedS
         uses = await _uses(resource, store, state)
     except StoreError as error:
         memory.secret_read_at = float("-inf")
-        return replace(_remembered(memory), address=address, problem=problem_of(error))
-    return replace(_remembered(memory), address=address, store=state, uses=uses)
+        return replace(_remembered(memory), address=address, problem=problem_of(error, address))
+    refusal = problem_of(StoreError(state.refusal, store.where), address) if state.refusal else None
+    return replace(_remembered(memory), address=address, store=state, uses=uses, refusal=refusal)
 
 
 def _remembered(memory: Memory) -> ObservedStore:

@@ -36,13 +36,14 @@ STORE_REACHABLE = "StoreReachable"
 LIMITS_EFFECTIVE = "LimitsEffective"
 COUNTERS_SAFE = "CountersSafe"
 
-# A flush or a restart must be repaired within five seconds; looking only reads.
+# A flush, a restart, a failover, a mended permission, a corrected Secret: each must be followed within five seconds,
+# however long the fault lasted. Looking only reads.
 LOOK_AGAIN = timedelta(seconds=3)
-SLOWEST_RETRY = timedelta(seconds=30)
 # A policy that is being deleted waits so long for its store, and so long for a Secret that is gone (a deleted namespace
 # takes the Secret first). Counters left behind expire by themselves.
 GIVE_UP_ON_STORE = timedelta(minutes=5)
 GIVE_UP_ON_SECRET = timedelta(minutes=1)
+_LONGEST_MESSAGE = 1024  # of a repair, as the CRD has it
 
 _Outcome = Outcome[RateLimitPolicyStatus, StoreEffect]
 
@@ -69,19 +70,21 @@ def reconcile(resource: RateLimitPolicy, observed: ObservedStore, *, now: dateti
     policy = _compiled(resource.spec, policy_keys(resource), month)
     effects = tuple(_needed(resource, observed, observed.store, policy, now=now))
     status = _read_back(resource, observed, observed.store, policy)
-    if effects and observed.write_problem is not None:
-        claims = _claims_of_problem(resource, observed.write_problem, reachable=True)
-        return _answer(resource, status, claims, now=now, effects=effects, requeue_after=SLOWEST_RETRY)
     never_binding = _never_binding(resource.spec, month)
-    claims = _claims_of_store(
-        resource, observed.store, is_installed=not _must_install(resource, observed.store, policy)
-    )
+    trouble = observed.refusal or (observed.write_problem if effects else None)
+    if trouble is not None:
+        claims = _claims_of_problem(resource, trouble, reachable=True)
+    else:
+        is_installed = not _must_install(resource, observed.store, policy)
+        claims = _claims_of_store(resource, observed.store, is_installed=is_installed)
+        status = with_usage(resource, observed, status, never_binding=never_binding, now=now)
     return _answer(
         resource,
-        with_usage(resource, observed, status, never_binding=never_binding, now=now),
+        status,
         (*claims, *_warnings(never_binding, observed.store)),
         now=now,
-        effects=effects,
+        # A store that refuses every write is not asked for one: what is missing is put back once it takes them.
+        effects=effects if observed.refusal is None else (),
         events=_events(resource, status),
         requeue_after=LOOK_AGAIN,
     )
@@ -115,7 +118,10 @@ def _needed(
     """Yield the writes that make the store hold this policy."""
     if observed.address is None:
         return
-    uid, lost = resource.metadata.uid, _loss(resource, store, at=now.replace(microsecond=0))
+    uid, lost = (
+        resource.metadata.uid,
+        _with_unsaid(resource, observed, _loss(resource, store, at=now.replace(microsecond=0))),
+    )
     without = _without_library(store)
     if without:
         yield InstallLibrary(uid=uid, address=observed.address, repair=lost)
@@ -132,6 +138,21 @@ def _needed(
         state_lost_at=state_lost_at,
         repair=lost,
     )
+
+
+def _with_unsaid(resource: RateLimitPolicy, observed: ObservedStore, lost: PastRepair | None) -> PastRepair | None:
+    """Return a loss together with the one that was repaired just before it and stands in no status yet.
+
+    A server that restarts without its data loses the library and the policy; the second is seen once the first is back.
+    """
+    earlier, said = observed.repair, resource.status.last_repair if resource.status else None
+    if lost is None or earlier is None or _repair_status(earlier) == said:
+        return lost
+    return replace(lost, message=f"{earlier.message} {lost.message}")
+
+
+def _repair_status(repair: PastRepair) -> Repair:
+    return Repair(at=repair.at, reason=repair.reason, message=repair.message[:_LONGEST_MESSAGE])
 
 
 def _loss(resource: RateLimitPolicy, store: StoreState, *, at: datetime) -> PastRepair | None:
@@ -171,7 +192,6 @@ def _read_back(
     before = resource.status or RateLimitPolicyStatus()
     holder = _holder(store)
     versions = {primary.library_version for primary in store.primaries}
-    repair = observed.repair
     return before.model_copy(
         update={
             # What was once enforced stays named while it is lost: by it the loss is known.
@@ -180,9 +200,7 @@ def _read_back(
             "valid_until": policy.valid_until if holder.config_hash == policy.hash else before.valid_until,
             "primaries": tuple(_primary_status(primary) for primary in store.primaries),
             "state_lost_at": store.state_lost_at or before.state_lost_at,
-            "last_repair": Repair(at=repair.at, reason=repair.reason, message=repair.message)
-            if repair is not None
-            else before.last_repair,
+            "last_repair": _repair_status(observed.repair) if observed.repair is not None else before.last_repair,
         }
     )
 
@@ -252,7 +270,7 @@ def _events(resource: RateLimitPolicy, status: RateLimitPolicyStatus) -> tuple[E
 
 
 def _troubled(resource: RateLimitPolicy, problem: Problem, *, now: datetime) -> _Outcome:
-    """Say what is wrong, keep what was known, and look again: soon at first, then less often."""
+    """Say what is wrong and keep what was known."""
     status = resource.status or RateLimitPolicyStatus()
     kept = [
         Claim(condition.type, condition.status, condition.reason, condition.message)
@@ -260,10 +278,7 @@ def _troubled(resource: RateLimitPolicy, problem: Problem, *, now: datetime) -> 
         if condition.type in (LIMITS_EFFECTIVE, COUNTERS_SAFE)
     ]
     claims = (*_claims_of_problem(resource, problem, reachable=False), *kept)
-    before = conditions.find(status.conditions, STORE_REACHABLE)
-    lasting = now - before.last_transition_time if before and before.status == "False" else timedelta(0)
-    delay = min(max(lasting / 4, LOOK_AGAIN), SLOWEST_RETRY)
-    return _answer(resource, status, claims, now=now, requeue_after=delay)
+    return _answer(resource, status, claims, now=now, requeue_after=LOOK_AGAIN)
 
 
 def _let_go(resource: RateLimitPolicy, observed: ObservedStore, *, now: datetime) -> _Outcome:

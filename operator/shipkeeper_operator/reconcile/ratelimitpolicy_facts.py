@@ -42,6 +42,8 @@ class ObservedStore:
     """Why there is no answer."""
     uses: tuple[SubjectUse, ...] | None = None
     """Use by subject; None: not read this time."""
+    refusal: Problem | None = None
+    """Why the store counts nothing although it answers: it refuses every write."""
     write_problem: Problem | None = None
     """Why the last write to the store failed, while none has succeeded since."""
     repair: PastRepair | None = None
