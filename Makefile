@@ -38,7 +38,9 @@ lock: venv ## Choose and lock the newest versions that pyproject.toml allows.
 	export UV_CUSTOM_COMPILE_COMMAND="make lock"
 	compile="$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-annotate"
 	$$compile pyproject.toml --extra operator --extra migrations -o hack/requirements/operator.txt
-	$$compile pyproject.toml --all-extras -c hack/requirements/operator.txt -o hack/requirements/development.txt
+	$$compile pyproject.toml --extra operator --extra migrations --extra metrics --extra dev \
+	  -c hack/requirements/operator.txt -o hack/requirements/development.txt
+	$$compile pyproject.toml --extra benchmarks -c hack/requirements/development.txt -o hack/requirements/benchmarks.txt
 	$$compile examples/birthday-app/pyproject.toml --no-emit-package shipkeeper -c hack/requirements/development.txt \
 	  -o examples/birthday-app/requirements.txt
 
@@ -76,6 +78,16 @@ test-e2e: venv programs ## Tests with a real kubelet and the operator's pods.
 
 bench-operator: venv programs ## Writes, memory and speed of the operator at 1,000 AppDeployments.
 	$(BIN)/python tests/benchmarks/operator_scale.py
+
+.PHONY: bench-limits
+bench-limits: $(VENV)/.benchmarks ## Cost of a decision beside a bare INCR and other limiters: a table and a picture.
+	command -v redis-server >/dev/null || PYTHONPATH=hack/localcluster $(PYTHON) -c \
+	  'from localcluster import debian; debian.ensure(["redis-server"])'
+	$(BIN)/python tests/benchmarks/limits_speed.py --picture docs/images/limits-speed.svg
+
+$(VENV)/.benchmarks: $(VENV)/.ready hack/requirements/benchmarks.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r hack/requirements/benchmarks.txt
+	touch $@
 
 ##@ Cluster
 .PHONY: cluster cluster-down cluster-status image

@@ -1,23 +1,31 @@
-"""How fast a decision is, beside what the same client needs for a bare INCR and an empty function, in one run.
+"""What a decision costs, beside a bare INCR, an empty function and other limiters for Python, in one run.
 
-Systems take turns, round by round, so that a busy machine disturbs all alike; figures are medians over the rounds.
-Redis has one core, the client another. Redis' own cost is its main thread's CPU time per call, pipelined: that figure
-survives a noisy machine. Peers take part where they are installed: limits, pyrate-limiter, throttled-py.
+Systems take turns in short slots, round by round, so that a busy machine disturbs all alike. The first round warms up
+and is thrown away. Figures are medians over the rounds; a ratio is the median of each round's own ratio. Redis has the
+first core, the client the last one. CPU time (of Redis' main thread, of the client's process) and round trips (reads
+from a socket while one task calls) survive a busy machine; decisions per second and latencies do not.
 
-Run: python tests/benchmarks/limits_speed.py [--rounds 5] [--calls 4000] [--subjects 100000]
+INCR is sent by the same client library with the limiter's own settings, a timeout included; one row is without it.
+Every policy has spacing, active hours and a circuit breaker beside its windows, and none of them denies: it is checked.
+With one subject the spacing is in Shadow mode, since any pause would deny. Where not said otherwise, 1,000 subjects
+take turns. `denied`: of five windows the longest is used up.
+
+It needs redis-server and the extra `benchmarks`: `make bench-limits` installs both. It takes about three minutes, and
+ends with status 0 whether the targets are met or not.
 """
 
 import argparse
 import asyncio
-import importlib
+import itertools
 import os
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -26,229 +34,297 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from benchmarks.limits_cost import (
+    NAMESPACE,
+    Workload,
+    memory_per_subject,
+    pipelined_cost,
+    prepare,
+    server_use,
+    workloads,
+)
+from benchmarks.limits_peers import peers
+from benchmarks.report import (
+    Bar,
+    Chart,
+    Role,
+    Target,
+    print_chart,
+    print_table,
+    print_targets,
+    this_machine,
+    write_json,
+    write_picture,
+)
 from shipkeeper.limits import AsyncLimiter
-from shipkeeper.limits.store import install_policy
-from support.limit_policies import PATIENT, spec_of
+from support.limit_policies import PATIENT
 from support.redis_server import RedisServer
 
-CONCURRENT = 20
-PERIODS = ("Minute", "Hour", "Day", "Week", "Month")
-NOOP = "#!lua name=noop\nredis.register_function('noop', function(keys, args) return 1 end)"
-Call = Callable[[int], Awaitable[Any]]
+CONCURRENT: Final = 20
+SLOT_SECONDS: Final = 0.25
+AMOUNTS: Final = (15, 1_000_000)
+PACKAGES: Final = ("redis", "hiredis", "limits", "pyrate-limiter", "throttled-py")
+INCR, EMPTY = "INCR", "empty function"
+FULL, DENIED = "shipkeeper, 5 windows", "shipkeeper, 5 windows, denied"
+
+AsExpected = Callable[[int], Awaitable[bool]]
 
 
-def policy(windows: int, amount: int = 10**9) -> dict[str, Any]:
-    """Return a policy of so many calendar windows with spacing, active hours and a breaker, none of which denies."""
-    names = [(f"{period.lower()}-{index // 5}", period) for index, period in enumerate(PERIODS * 2)][:windows]
-    return {
-        "timeZone": "Europe/Paris",
-        "limits": [{"name": name, "amount": amount, "period": period} for name, period in names],
-        "spacing": {"min": "0s", "max": "1ms"},
-        "activeHours": {"rules": [{"times": [{"start": "00:00", "end": "24:00"}]}]},
-        "circuitBreaker": {"consecutiveFailures": 3},
-    }
+@dataclass(frozen=True)
+class System:
+    """What takes turns: makes the call of a number and returns whether it had the verdict that it should."""
+
+    role: Role
+    call: AsExpected
 
 
-@dataclass
-class Figures:
-    """What was measured of one system, a value for each round."""
+@dataclass(frozen=True)
+class Slot:
+    """What was measured of one system in one turn."""
 
-    rate: list[float] = field(default_factory=list)
-    p50: list[float] = field(default_factory=list)
-    p99: list[float] = field(default_factory=list)
+    rate: float
+    """Calls per second."""
+    p50: float
+    p99: float
+    """Milliseconds from the call to its verdict."""
+    client_cpu: float
+    redis_cpu: float
+    """Microseconds for one call."""
+    trips: float
+    """Reads from a socket for one call, by Redis: a round trip each, unless calls of several tasks share one."""
 
 
-async def one_round(call: Call, calls: int, into: Figures) -> None:
-    """Make calls from several tasks at once."""
-    numbers, spans = iter(range(calls)), []
+Measured = dict[tuple[str, int], list[Slot]]
+
+
+def median(slots: Sequence[Slot], figure: str) -> float:
+    """Return the median of a figure over the rounds."""
+    return statistics.median([float(getattr(slot, figure)) for slot in slots])
+
+
+def ratio(slots: Sequence[Slot], base: Sequence[Slot], figure: str) -> float:
+    """Return the median of a figure's ratios, each of two slots of one round."""
+    pairs = zip(slots, base, strict=True)
+    return statistics.median([float(getattr(slot, figure)) / float(getattr(other, figure)) for slot, other in pairs])
+
+
+async def one_slot(name: str, system: System, numbers: Iterator[int], tasks: int, admin: redis.Redis) -> Slot:
+    """Let so many tasks call for a slot's time."""
+    spans: list[float] = []
+    wrong = 0
 
     async def caller() -> None:
-        for number in numbers:
-            start = time.perf_counter()
-            await call(number)
-            spans.append(time.perf_counter() - start)
+        nonlocal wrong
+        start = time.perf_counter()
+        while start < end:
+            expected = await system.call(next(numbers))
+            wrong += not expected
+            now = time.perf_counter()
+            spans.append(now - start)
+            start = now
 
-    start = time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(CONCURRENT)))
-    into.rate.append(calls / (time.perf_counter() - start))
+    used, cpu, began = server_use(admin), time.process_time(), time.perf_counter()
+    end = began + SLOT_SECONDS
+    await asyncio.gather(*(caller() for _ in range(tasks)))
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    now = server_use(admin)
+    if wrong:
+        print(f"{wrong} of {len(spans)} calls had another verdict than they should: {name}")
     spans.sort()
-    into.p50.append(spans[len(spans) // 2] * 1e3)
-    into.p99.append(spans[int(len(spans) * 0.99)] * 1e3)
-
-
-def command(policy_name: str, subject: str) -> tuple[str | int, ...]:
-    """Return an acquire as it goes over the wire."""
-    keys = (f"shipkeeper:{{bench}}:state:{policy_name}:{subject}", f"shipkeeper:{{bench}}:config:{policy_name}")
-    return ("FCALL", "shipkeeper_acquire", 1, *keys, 1, "")
-
-
-def cpu_per_call(admin: redis.Redis, commands: list[tuple[str | int, ...]], rounds: int) -> float:
-    """Return the microseconds that Redis' main thread needs for one of the commands, pipelined by a hundred."""
-
-    def used() -> float:
-        info: Any = admin.info("cpu")
-        return float(info["used_cpu_user_main_thread"]) + float(info["used_cpu_sys_main_thread"])
-
-    best = float("inf")
-    for _ in range(rounds):
-        before = used()
-        for start in range(0, len(commands), 100):
-            pipeline = admin.pipeline(transaction=False)
-            for each in commands[start : start + 100]:
-                pipeline.execute_command(*each)  # type: ignore[no-untyped-call]
-            pipeline.execute()
-        best = min(best, (used() - before) / len(commands) * 1e6)
-    return best
-
-
-def peers(url: str) -> dict[str, Call]:
-    """Return the installed peers at five rates each, where they can do that."""
-    found: dict[str, Call] = {}
-    async_url = url.replace("redis://", "async+redis://")
-    try:
-        limits: Any = importlib.import_module("limits")
-        aio: Any = importlib.import_module("limits.aio")
-        strategy = aio.strategies.FixedWindowRateLimiter(
-            limits.storage.storage_from_string(async_url, implementation="redispy")
-        )
-        items = [limits.parse(f"1000000000/{unit}") for unit in ("minute", "hour", "day", "month", "year")]
-
-        async def limits_call(number: int) -> None:
-            for item in items:
-                await strategy.hit(item, f"s{number % 1000}")
-
-        found["limits, 5 fixed windows"] = limits_call
-    except ImportError:
-        print("limits is not installed: left out")
-    try:
-        throttled: Any = importlib.import_module("throttled.asyncio")
-        store = throttled.RedisStore(server=url)
-        throttle = throttled.Throttled(using="fixed_window", quota=throttled.per_day(10**9), store=store)
-
-        async def throttled_call(number: int) -> None:
-            await throttle.limit(f"s{number % 1000}")
-
-        found["throttled-py, 1 fixed window"] = throttled_call
-    except ImportError:
-        print("throttled-py is not installed: left out")
-    return found
-
-
-async def add_pyrate_limiter(url: str, systems: dict[str, Call]) -> None:
-    """Add PyrateLimiter with five rates in one script."""
-    try:
-        pyrate: Any = importlib.import_module("pyrate_limiter")
-    except ImportError:
-        print("pyrate-limiter is not installed: left out")
-        return
-    rates = [pyrate.Rate(10**8 + n, 60_000 * 60**n) for n in range(5)]
-    client = redis.asyncio.Redis.from_url(url)
-    bucket = await pyrate.RedisBucket.init(rates, client, "pyrate")
-    clock = time.time
-
-    async def call(number: int) -> None:
-        await bucket.put(pyrate.RateItem(f"s{number % 1000}", int(clock() * 1000), weight=1))
-
-    systems["pyrate-limiter, 5 rates"] = call
-
-
-async def measure(rounds: int, calls: int, subjects: int) -> None:
-    """Measure and print."""
-    with RedisServer() as server, server.client() as admin:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(server.pid, {cores[0]})
-        os.sched_setaffinity(0, {cores[-1]})
-        for windows in (1, 3, 5, 10):
-            await install_policy(server.url, spec_of(policy(windows)), namespace="bench", name=f"w{windows}")
-        await install_policy(server.url, spec_of(policy(5, amount=1)), namespace="bench", name="spent")
-        admin.execute_command("FUNCTION", "LOAD", NOOP)
-        print(f"Redis {admin.info('server')['redis_version']}, redis-py {redis.__version__}, {CONCURRENT} concurrent")
-        await speed(server, rounds, calls)
-        print("\nRedis main-thread CPU per call, pipelined (us, minimum of the rounds)")
-        for name, commands in wire_calls().items():
-            print(f"  {name:<34}{cpu_per_call(admin, commands, rounds):8.2f}")
-        await memory(server, admin, subjects)
-
-
-def wire_calls() -> dict[str, list[tuple[str | int, ...]]]:
-    """Return what is sent to measure Redis' own cost."""
-    many = range(2000)
-    made: dict[str, list[tuple[str | int, ...]]] = {
-        "INCR": [("INCR", "x") for _ in many],
-        "empty function": [("FCALL", "noop", 1, "x") for _ in many],
-    }
-    for windows in (1, 3, 5, 10):
-        made[f"{windows} windows, allowed"] = [command(f"w{windows}", f"s{n}") for n in many]
-    made["5 windows, denied"] = [command("spent", f"s{n}") for n in many]
-    return made
-
-
-async def speed(server: RedisServer, rounds: int, calls: int) -> None:
-    """Compare decisions per second and latency, system by system."""
-    raw = redis.asyncio.Redis(
-        port=server.port, password=server.password, decode_responses=True, protocol=2,
-        retry=Retry(NoBackoff(), 0), socket_timeout=60,
-    )  # fmt: skip
-    limiters = {
-        windows: AsyncLimiter.from_url(
-            server.url, namespace="bench", policy=f"w{windows}", on_store_unavailable=PATIENT
-        )
-        for windows in (1, 3, 5, 10)
-    }
-    systems: dict[str, Call] = {
-        "INCR": lambda number: raw.execute_command("INCR", "x"),  # type: ignore[no-untyped-call]
-        "empty function": lambda number: raw.execute_command("FCALL", "noop", 1, "x"),  # type: ignore[no-untyped-call]
-    }
-    for windows, limiter in limiters.items():
-        systems[f"shipkeeper, {windows} windows"] = lambda number, limiter=limiter: limiter.acquire(f"s{number % 1000}")  # type: ignore[misc]
-    systems |= peers(server.url)
-    await add_pyrate_limiter(server.url, systems)
-    figures = {name: Figures() for name in systems}
-    for _ in range(rounds + 1):
-        for name, call in systems.items():
-            await one_round(call, calls, figures[name])
-    print(f"\n{'system':<34}{'calls/s':>9}{'/INCR':>8}{'p50 ms':>9}{'p99 ms':>9}   (medians of {rounds} rounds)")
-    base = statistics.median(figures["INCR"].rate[1:])
-    for name, seen in figures.items():
-        rate = statistics.median(seen.rate[1:])  # the first round warms up
-        p50, p99 = statistics.median(seen.p50[1:]), statistics.median(seen.p99[1:])
-        print(f"  {name:<32}{rate:9.0f}{rate / base:8.2f}{p50:9.2f}{p99:9.2f}")
-    print(f"  load average {os.getloadavg()[0]:.1f}")
-    for limiter in limiters.values():
-        await limiter.close()
-    await raw.aclose()
-
-
-async def memory(server: RedisServer, admin: redis.Redis, subjects: int) -> None:
-    """Print what one subject's counters take, at many subjects."""
-    admin.flushdb()
-    await install_policy(server.url, spec_of(policy(5)), namespace="bench", name="w5")
-
-    def used() -> int:
-        info: Any = admin.info("memory")
-        return int(info["used_memory"])
-
-    def per_key(fill: Callable[[int], tuple[str | int, ...]]) -> float:
-        before = used()
-        for start in range(0, subjects, 1000):
-            pipeline = admin.pipeline(transaction=False)
-            for number in range(start, min(start + 1000, subjects)):
-                pipeline.execute_command(*fill(number))  # type: ignore[no-untyped-call]
-            pipeline.execute()
-        return (used() - before) / subjects
-
-    empty = per_key(lambda number: ("SET", f"shipkeeper:{{bench}}:state:xx:s{number}", "", "PX", "86400000"))
-    whole = per_key(lambda number: command("w5", f"s{number}"))
-    print(
-        f"\nMemory for each of {subjects} subjects, 5 windows: {whole:.0f} bytes,"
-        f" {whole - empty:.0f} beyond an empty key"
+    calls = len(spans)
+    return Slot(
+        rate=calls / seconds,
+        p50=spans[calls // 2] * 1e3,
+        p99=spans[int(calls * 0.99)] * 1e3,
+        client_cpu=cpu / calls * 1e6,
+        redis_cpu=(now.cpu_microseconds - used.cpu_microseconds) / calls,
+        trips=(now.reads - used.reads - 1) / calls,  # one of them asked for these figures
     )
 
 
-if __name__ == "__main__":
+def raw_client(server: RedisServer, timeout: float | None) -> Any:
+    """Return the client library's own client, with the limiter's settings."""
+    return redis.asyncio.Redis(
+        port=server.port,
+        password=server.password,
+        decode_responses=True,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=timeout,
+    )
+
+
+def raw_call(client: Any, *command: str | int) -> AsExpected:
+    """Return a call of one command."""
+
+    async def call(_number: int) -> bool:
+        return bool(await client.execute_command(*command))
+
+    return call
+
+
+def limiter_call(limiter: AsyncLimiter, work: Workload) -> AsExpected:
+    """Return a decision of the workload."""
+
+    async def call(number: int) -> bool:
+        return (await limiter.acquire(work.subject(number))).allowed is work.allowed
+
+    return call
+
+
+async def all_systems(server: RedisServer, works: Mapping[str, Workload], opened: AsyncExitStack) -> dict[str, System]:
+    """Return everything that takes turns; what must be closed is given to the stack."""
+    raw, patient = [await opened.enter_async_context(raw_client(server, timeout)) for timeout in (60, None)]
+    systems = {
+        INCR: System("baseline", raw_call(raw, "INCR", "x")),
+        "INCR without a timeout": System("baseline", raw_call(patient, "INCR", "x")),
+        EMPTY: System("baseline", raw_call(raw, "FCALL", "empty", 1, "x")),
+    }
+    for name, work in works.items():
+        limiter = AsyncLimiter.from_url(
+            server.url, namespace=NAMESPACE, policy=work.policy, on_store_unavailable=PATIENT
+        )
+        systems[name] = System("ours", limiter_call(await opened.enter_async_context(limiter), work))
+    subject = works[FULL].subject
+    for name, decide in (await peers(server.url, raw)).items():
+        systems[name] = System("peer", lambda number, decide=decide: decide(subject(number)))  # type: ignore[misc]
+    return systems
+
+
+async def take_turns(systems: Mapping[str, System], admin: redis.Redis, rounds: int) -> Measured:
+    """Give every system its slot in every round, alone and with many tasks at once."""
+    measured: Measured = {(name, tasks): [] for tasks in (1, CONCURRENT) for name in systems}
+    numbers = itertools.count()
+    for turn in range(rounds + 1):
+        for name, tasks in measured:
+            slot = await one_slot(name, systems[name], numbers, tasks, admin)
+            if turn:
+                measured[name, tasks].append(slot)
+    return measured
+
+
+def show_speed(measured: Measured, rounds: int) -> None:
+    """Print what the clients see."""
+    columns = ("", "calls/s", "/ INCR", "p50 ms", "p99 ms", "/ INCR", "trips", "Redis us", "client us")
+    for tasks, title in ((1, "One call at a time"), (CONCURRENT, f"{CONCURRENT} calls at a time")):
+        base = measured[INCR, tasks]
+        rows = [
+            speed_row(name, slots, base) for (name, in_this_table), slots in measured.items() if in_this_table == tasks
+        ]
+        print_table(f"{title}, medians of {rounds} rounds; trips and CPU time are for one call", columns, rows)
+
+
+def speed_row(name: str, slots: Sequence[Slot], base: Sequence[Slot]) -> tuple[str, ...]:
+    """Return a system's row beside INCR's slots."""
+    return (
+        name,
+        f"{median(slots, 'rate'):,.0f}",
+        f"{ratio(slots, base, 'rate'):.2f}",
+        f"{median(slots, 'p50'):.2f}",
+        f"{median(slots, 'p99'):.2f}",
+        f"{ratio(slots, base, 'p99'):.2f}",
+        f"{median(slots, 'trips'):.2f}",
+        f"{median(slots, 'redis_cpu'):.1f}",
+        f"{median(slots, 'client_cpu'):.0f}",
+    )
+
+
+def chart_of(measured: Measured, systems: Mapping[str, System]) -> Chart:
+    """Return the comparison at five windows."""
+    shown = [name for name, each in systems.items() if each.role == "peer" or name in (INCR, EMPTY, FULL)]
+    bars = [
+        Bar(
+            name,
+            median(measured[name, CONCURRENT], "rate"),
+            systems[name].role,
+            f"(p99 {median(measured[name, CONCURRENT], 'p99'):.1f} ms)",
+        )
+        for name in shown
+    ]
+    return Chart(f"Decisions per second, {CONCURRENT} at a time, one Python process", "1/s, more is better", bars)
+
+
+def targets_of(
+    measured: Measured, systems: Mapping[str, System], pipelined: Mapping[str, float], memory: Mapping[int, float]
+) -> list[Target]:
+    """Compare what was promised with what came out."""
+    full, base = measured[FULL, CONCURRENT], measured[INCR, CONCURRENT]
+    rate, p99 = ratio(full, base, "rate"), ratio(full, base, "p99")
+    trips = median(measured[FULL, 1], "trips")
+    of_five = [name for name, each in systems.items() if each.role == "peer" and ", 5 " in name]
+    best = max(of_five, key=lambda name: median(measured[name, CONCURRENT], "rate"))
+    ahead = ratio(full, measured[best, CONCURRENT], "rate")
+    low, high = (memory[amount] for amount in AMOUNTS)
+    most, growth = round(max(memory.values())), round(high - low)
+    return [
+        Target("decisions/s, full mix at 5 windows / INCR", "at least 0.85", f"{rate:.2f}", rate >= 0.85),
+        Target("p99, full mix at 5 windows / INCR", "at most 1.3", f"{p99:.2f}", p99 <= 1.3),
+        Target("round trips for one decision", "1", f"{trips:.2f}", round(trips, 2) == 1),
+        Target(f"decisions/s / best peer at 5 windows ({best})", "above 1", f"{ahead:.2f}", ahead > 1),
+        Target("Redis CPU, 5 windows, pipelined", "at most 12 us", f"{pipelined[FULL]:.1f} us", pipelined[FULL] <= 12),
+        Target(
+            "Redis CPU, denied / admitted, pipelined",
+            "below 1",
+            f"{pipelined[DENIED] / pipelined[FULL]:.2f}",
+            pipelined[DENIED] < pipelined[FULL],
+        ),
+        Target("memory for a subject beyond an empty key", "at most 200 bytes", f"{most} bytes", most <= 200),
+        Target(
+            f"more memory at amount {AMOUNTS[1]:,} than at {AMOUNTS[0]}",
+            "0 bytes",
+            f"{growth} bytes",
+            growth <= 0,
+        ),
+    ]
+
+
+async def measure(options: argparse.Namespace) -> None:
+    """Measure, print, write what was asked for."""
+    works = workloads(options.subjects)
+    cores = sorted(os.sched_getaffinity(0))
+    with RedisServer() as server, server.client() as admin:
+        info: Any = admin.info("server")
+        machine = this_machine(PACKAGES, {"Redis": str(info["redis_version"])})
+        print(machine.text, flush=True)
+        os.sched_setaffinity(server.pid, {cores[0]})
+        os.sched_setaffinity(0, {cores[-1]})
+        await prepare(server, works.values())
+        pipelined = pipelined_cost(server, works, options.rounds)
+        async with AsyncExitStack() as opened:
+            systems = await all_systems(server, works, opened)
+            measured = await take_turns(systems, admin, options.rounds)
+    os.sched_setaffinity(0, cores)
+    memory = await memory_per_subject(options.subjects, AMOUNTS)
+    show_speed(measured, options.rounds)
+    rows = [(name, f"{each:.2f}", f"{each - pipelined[EMPTY]:.2f}") for name, each in pipelined.items()]
+    print_table("CPU time of Redis' main thread, pipelined (us)", ("", "one call", "beyond an empty function"), rows)
+    sizes = [(f"amount {amount:,}, all used", f"{each:.0f}") for amount, each in memory.items()]
+    print_table(
+        f"Memory of each of {options.subjects:,} subjects, 5 windows (bytes)", ("", "beyond an empty key"), sizes
+    )
+    chart, targets = chart_of(measured, systems), targets_of(measured, systems, pipelined, memory)
+    print_chart(chart)
+    print_targets(targets)
+    if options.picture:
+        write_picture(options.picture, chart, machine)
+    if options.json:
+        speed = [
+            {"system": name, "tasks": tasks, **{figure: median(slots, figure) for figure in asdict(slots[0])}}
+            for (name, tasks), slots in measured.items()
+        ]
+        figures = {"speed": speed, "pipelined_redis_cpu_us": pipelined, "memory_bytes_by_amount": memory}
+        write_json(options.json, machine, targets, figures)
+
+
+def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=4000)
-    parser.add_argument("--subjects", type=int, default=100_000)
-    options = parser.parse_args()
-    asyncio.run(measure(options.rounds, options.calls, options.subjects))
+    parser.add_argument("--rounds", type=int, default=11, help="measured rounds, after one that warms up")
+    parser.add_argument("--subjects", type=int, default=100_000, help="the greatest number of subjects")
+    parser.add_argument("--picture", type=Path, metavar="PATH", help="write the bars as SVG")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures")
+    asyncio.run(measure(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
