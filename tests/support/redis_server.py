@@ -1,5 +1,6 @@
 """A real redis-server for tests: on a free port, with a password, without persistence unless asked for.
 
+The machine's own unless a test names another program, for example another version or Valkey; over TLS if asked for.
 Every server is a child of the test process and its files are in a folder of its own; leaving the context ends it.
 """
 
@@ -14,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+from urllib.parse import urlencode
 
 import redis
 
@@ -45,6 +47,54 @@ def redis_program(name: str = "redis-server") -> str:
     return found
 
 
+@dataclass(frozen=True)
+class ServerProgram:
+    """Which server is run: its name with its major version, and the paths of its server and of its command line."""
+
+    name: str
+    server: str
+    cli: str
+
+    @classmethod
+    def of_this_machine(cls) -> Self:
+        """Return the Redis that is installed here, whatever its version."""
+        return cls("Redis", redis_program(), redis_program("redis-cli"))
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """The files of a server that speaks TLS alone, and of a client that talks to it."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+    client_certificate: Path
+    client_key: Path
+    demands_client_certificate: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of a server; between servers each shows the client's certificate."""
+        options = {
+            "tls-cert-file": self.certificate,
+            "tls-key-file": self.key,
+            "tls-client-cert-file": self.client_certificate,
+            "tls-client-key-file": self.client_key,
+            "tls-ca-cert-file": self.authority,
+            "tls-auth-clients": "yes" if self.demands_client_certificate else "no",
+            "tls-replication": "yes",
+        }
+        return tuple(text for name, value in options.items() for text in (f"--{name}", str(value)))
+
+    @property
+    def client_options(self) -> dict[str, str]:
+        """Options of a client, by the names that a URL gives them."""
+        options = {"ssl_ca_certs": str(self.authority)}
+        if self.demands_client_certificate:
+            options |= {"ssl_certfile": str(self.client_certificate), "ssl_keyfile": str(self.client_key)}
+        return options
+
+
 @dataclass
 class RedisServer:
     """One server. A context manager; `kill`, `stop` and `start` cause what a test wants to see survived."""
@@ -52,16 +102,16 @@ class RedisServer:
     password: str = PASSWORD
     appendonly: bool = False
     options: tuple[str, ...] = ()
+    program: ServerProgram = field(default_factory=ServerProgram.of_this_machine)
+    tls: ServerTls | None = None
     port: int = field(default_factory=free_port)
     _process: subprocess.Popen[bytes] | None = None
     _folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def url(self) -> str:
-        """URL with the password."""
-        return (
-            f"redis://:{self.password}@127.0.0.1:{self.port}/0" if self.password else f"redis://127.0.0.1:{self.port}/0"
-        )
+        """URL with the password, and with what TLS needs."""
+        return url_of(self.port, password=self.password, tls=self.tls)
 
     @property
     def pid(self) -> int:
@@ -79,11 +129,12 @@ class RedisServer:
 
     def client(self) -> "redis.Redis":
         """Return a plain client, for looking and for causing faults."""
-        return redis.Redis(host="127.0.0.1", port=self.port, password=self.password or None, decode_responses=True)
+        return plain_client(self.port, password=self.password, tls=self.tls)
 
     def start(self) -> None:
         """Start the server (again) and wait until it answers."""
-        command = [redis_program(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command = [self.program.server, *port_options(self.port, self.tls), "--bind", "127.0.0.1"]
+        command += ["--dir", str(self.folder)]
         command += ["--save", "", "--appendonly", "yes" if self.appendonly else "no", "--logfile", "redis.log"]
         if self.password:
             command += ["--requirepass", self.password, "--masterauth", self.password]
@@ -101,7 +152,9 @@ class RedisServer:
             except (redis.ConnectionError, redis.exceptions.BusyLoadingError):
                 if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                     log = (self.folder / "redis.log").read_text(errors="replace")
-                    raise RuntimeError(f"redis-server does not answer on port {self.port}:\n{log[-2000:]}") from None
+                    raise RuntimeError(
+                        f"{self.program.name} does not answer on port {self.port}:\n{log[-2000:]}"
+                    ) from None
                 time.sleep(0.02)
 
     def kill(self) -> None:
@@ -151,23 +204,58 @@ class RedisServer:
         self.close()
 
 
+def port_options(port: int, tls: ServerTls | None) -> tuple[str, ...]:
+    """Return the options of a server or a sentinel that listens on one port: with TLS, or without."""
+    return ("--port", str(port)) if tls is None else ("--port", "0", "--tls-port", str(port), *tls.options)
+
+
+def url_of(port: int, *, password: str = PASSWORD, tls: ServerTls | None = None) -> str:
+    """Return the URL of a server or of a sentinel on this machine."""
+    credentials = f":{password}@" if password else ""
+    query = f"?{urlencode(tls.client_options)}" if tls else ""
+    return f"redis{'s' if tls else ''}://{credentials}127.0.0.1:{port}/0{query}"
+
+
+def plain_client(port: int, *, password: str, tls: ServerTls | None) -> "redis.Redis":
+    """Return a client without anything of this project."""
+    options: dict[str, Any] = {"ssl": True, **tls.client_options} if tls else {}
+    return redis.Redis(host="127.0.0.1", port=port, password=password or None, decode_responses=True, **options)
+
+
 @contextmanager
-def redis_cluster(primaries: int = 3) -> Iterator[list[RedisServer]]:
+def redis_cluster(
+    primaries: int = 3, *, program: ServerProgram | None = None, tls: ServerTls | None = None
+) -> Iterator[list[RedisServer]]:
     """Start a Redis Cluster of so many primaries without replicas, all slots covered."""
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
-    servers = [RedisServer(options=options) for _ in range(primaries)]
+    program = program or ServerProgram.of_this_machine()
+    servers = [cluster_node(program, tls) for _ in range(primaries)]
     try:
         for server in servers:
             server.start()
         addresses = [f"127.0.0.1:{server.port}" for server in servers]
-        command = [redis_program("redis-cli"), "-a", PASSWORD, "--no-auth-warning", "--cluster", "create", *addresses]
-        subprocess.run([*command, "--cluster-yes"], check=True, stdout=subprocess.DEVNULL, timeout=60)
+        command = [
+            program.cli,
+            "-a",
+            PASSWORD,
+            "--no-auth-warning",
+            *(["--tls", "--cacert", tls.authority] if tls else []),
+        ]
+        command += ["--cluster", "create", *addresses, "--cluster-yes"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
         for server in servers:
             _wait_for(lambda server=server: _cluster_state(server) == "ok", "the cluster's slots")
         yield servers
     finally:
         for server in servers:
             server.close()
+
+
+def cluster_node(program: ServerProgram, tls: ServerTls | None = None) -> RedisServer:
+    """Return a server that can be of a cluster and is of none yet."""
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+    if tls is not None:
+        options += ("--tls-cluster", "yes")
+    return RedisServer(options=options, program=program, tls=tls)
 
 
 def _cluster_state(server: RedisServer) -> str:
@@ -183,11 +271,12 @@ class SentinelSetup:
     replica: RedisServer
     sentinel_port: int
     master_name: str
+    tls: ServerTls | None = None
 
     @property
     def url(self) -> str:
         """URL of the sentinel; user and password are those of the servers."""
-        return f"redis://:{PASSWORD}@127.0.0.1:{self.sentinel_port}/0"
+        return url_of(self.sentinel_port, tls=self.tls)
 
     def failover(self) -> None:
         """Kill the master and wait until the replica has taken over."""
@@ -201,22 +290,28 @@ def _role(server: RedisServer) -> str:
 
 
 @contextmanager
-def redis_sentinel() -> Iterator[SentinelSetup]:
+def redis_sentinel(*, program: ServerProgram | None = None, tls: ServerTls | None = None) -> Iterator[SentinelSetup]:
     """Start a master, a replica and one sentinel (quorum 1)."""
-    with RedisServer() as master, RedisServer(options=("--replicaof", f"127.0.0.1 {master.port}")) as replica:
+    program = program or ServerProgram.of_this_machine()
+    with (
+        # The replica's copy need not wait for further replicas, as it does by default for seconds.
+        RedisServer(program=program, tls=tls, options=("--repl-diskless-sync-delay", "0")) as master,
+        RedisServer(program=program, tls=tls, options=("--replicaof", f"127.0.0.1 {master.port}")) as replica,
+    ):
         _wait_for(lambda: _link(replica) == "up", "the replica's link")
         port = free_port()
         configuration = replica.folder / "sentinel.conf"
         configuration.write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {replica.folder}\n"
+            f"bind 127.0.0.1\ndir {replica.folder}\n"
             f"sentinel monitor tests 127.0.0.1 {master.port} 1\nsentinel auth-pass tests {PASSWORD}\n"
             "sentinel down-after-milliseconds tests 500\nsentinel failover-timeout tests 3000\n"
         )
-        command = [redis_program(), str(configuration), "--sentinel", "--logfile", "sentinel.log"]
+        command = [program.server, str(configuration), "--sentinel", *port_options(port, tls)]
+        command += ["--logfile", "sentinel.log"]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
         try:
-            _wait_for(lambda: _knows_replica(port), "the sentinel's view of the replica")
-            yield SentinelSetup(master, replica, port, "tests")
+            _wait_for(lambda: _knows_replica(port, tls), "the sentinel's view of the replica")
+            yield SentinelSetup(master, replica, port, "tests", tls)
         finally:
             process.kill()
             process.wait()
@@ -227,8 +322,8 @@ def _link(server: RedisServer) -> str:
         return str(client.info("replication")["master_link_status"])
 
 
-def _knows_replica(port: int) -> bool:
-    with redis.Redis(port=port, decode_responses=True) as client:
+def _knows_replica(port: int, tls: ServerTls | None) -> bool:
+    with plain_client(port, password="", tls=tls) as client:
         return bool(client.execute_command("SENTINEL REPLICAS", "tests"))
 
 

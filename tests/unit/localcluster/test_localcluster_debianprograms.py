@@ -30,7 +30,7 @@ def test_a_machine_that_knows_no_debian_mirror_uses_debian_s_own() -> None:
 
 
 def test_a_program_that_was_not_fetched_is_named_with_the_command_to_run(empty_cache: Path) -> None:
-    with pytest.raises(LocalClusterError, match="valkey-server of Debian trixie is not there. Fetch it: make programs"):
+    with pytest.raises(LocalClusterError, match=r"valkey-server of Debian trixie .* make programs"):
         debianprograms.program("trixie", "valkey-server")
 
 
