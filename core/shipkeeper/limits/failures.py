@@ -89,11 +89,12 @@ _TYPES: Final[tuple[tuple[type[BaseException], StoreFailure], ...]] = (
     (exceptions.ReadOnlyError, StoreFailure.READ_ONLY),
     (exceptions.BusyLoadingError, StoreFailure.LOADING),
     (exceptions.OutOfMemoryError, StoreFailure.OUT_OF_MEMORY),
+    (exceptions.MasterDownError, StoreFailure.MASTER_DOWN),  # To the client library it is a kind of ClusterDownError.
     (exceptions.ClusterDownError, StoreFailure.CLUSTER_DOWN),
-    (exceptions.MasterDownError, StoreFailure.MASTER_DOWN),
     (exceptions.TimeoutError, StoreFailure.TIMEOUT),
     (TimeoutError, StoreFailure.TIMEOUT),
     (ssl.SSLError, StoreFailure.TLS_FAILED),
+    (FileNotFoundError, StoreFailure.TLS_FAILED),  # The only files are the certificates that a URL may name.
 )
 
 
