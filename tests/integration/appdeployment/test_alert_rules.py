@@ -1,7 +1,5 @@
 """The alerts, judged by Prometheus' own promtool: they are valid, fire when they should and only then."""
 
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +8,12 @@ import yaml
 
 from shipkeeper_operator.children.appdeployment_monitoring import alert_rules
 from support.applications import application
+from support.promtool import promtool
 
 pytestmark = pytest.mark.integration
 
 UP = 'up{namespace="shop",service="app",pod="app-1"}'
 REQUESTS = 'http_requests_total{namespace="shop",service="app",pod="app-1",status="%s"}'
-
-
-def promtool(folder: Path, *arguments: str) -> None:
-    program = shutil.which("promtool")
-    assert program is not None, "promtool is not installed; on Debian: apt-get install prometheus"
-    finished = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 @pytest.fixture
