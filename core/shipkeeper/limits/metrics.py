@@ -97,6 +97,8 @@ class DecisionRecorder:
 
     def _owners(self, verdict: Verdict, rule: str) -> Sequence[str]:
         """Return the policies that the rule belongs to; all, where the verdict does not tell."""
+        if not rule or rule in _WITHOUT_USE:
+            return self._policies
         named = {limit.policy for limit in verdict.limits if limit.name == rule}
         return [policy for policy in self._policies if policy in named] or self._policies
 
@@ -118,8 +120,8 @@ class DecisionRecorder:
         return counters
 
     def _take_in(self, verdict: Verdict, at: float) -> None:
-        if verdict.replayed:
-            return  # it tells what was left when the request came first
+        if verdict.replayed or "config" in verdict.shadow:
+            return  # what was left when the request came first, or nothing: the policy has expired
         limits = verdict.limits
         names = [(limit.policy, limit.name) for limit in limits]
         if names != self._limit_names:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -236,6 +237,17 @@ def test_a_rule_that_either_policy_may_have_is_counted_for_both(
         assert watched.decisions(policy) == {("", "allowed"): 1, ("spacing", "denied"): 1}
 
 
+def test_a_policy_that_has_expired_is_counted_and_shows_no_use(
+    watched: Watched, timed_server: RedisServer, timed: TimedPolicyMaker
+) -> None:
+    now = round(datetime.now(UTC).timestamp() * 1000)
+    policy = timed(TWO_A_DAY, now)
+    policy.set_clock(now + round(timedelta(days=3 * 366) / timedelta(milliseconds=1)))
+    assert watched.limiter(timed_server, policy.name).acquire().reason == "ConfigExpired"
+    assert watched.decisions(policy.name) == {("config", "denied"): 1}
+    assert watched.value("remaining", policy.name, limit="day") is None
+
+
 def test_ten_thousand_subjects_make_no_further_series(redis_server: RedisServer, policy_name: str) -> None:
     watched = Watched("Limiter")
     install(redis_server, policy_name, TWO_LIMITS | BREAKER)
@@ -348,6 +360,20 @@ def test_a_look_and_a_repeated_answer_tell_nothing_of_use(redis_server: RedisSer
     assert limiter.acquire(request_id="once").replayed
     assert watched.value("remaining", policy_name, limit="day") == 1, "the first answer's figure is old"
     assert watched.decisions(policy_name) == {("", "allowed"): 5}
+    watched.close()
+
+
+def test_threads_and_scrapes_at_once_lose_no_decision(redis_server: RedisServer, policy_name: str) -> None:
+    watched = Watched("Limiter")
+    install(redis_server, policy_name, {"limits": [{"name": "day", "amount": 700, "period": "Day"}]})
+    limiter = watched.limiter(redis_server, policy_name)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(limiter.acquire, f"subject-{number % 2}") for number in range(1600)]
+        while not all(each.done() for each in asked):
+            generate_latest(watched.registry)
+    assert all(each.result().judged_at for each in asked)
+    assert watched.decisions(policy_name) == {("", "allowed"): 1400, ("day", "denied"): 200}
+    assert watched.value("remaining", policy_name, limit="day") == 0
     watched.close()
 
 
