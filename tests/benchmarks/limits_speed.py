@@ -47,6 +47,7 @@ from benchmarks.limits_peers import peers
 from benchmarks.report import (
     Bar,
     Chart,
+    Machine,
     Role,
     Target,
     print_chart,
@@ -61,7 +62,7 @@ from support.limit_policies import PATIENT
 from support.redis_server import RedisServer
 
 CONCURRENT: Final = 20
-SLOT_SECONDS: Final = 0.25
+SLOT_SECONDS: Final = 0.2
 AMOUNTS: Final = (15, 1_000_000)
 PACKAGES: Final = ("redis", "hiredis", "limits", "pyrate-limiter", "throttled-py")
 INCR, EMPTY = "INCR", "empty function"
@@ -191,6 +192,17 @@ async def all_systems(server: RedisServer, works: Mapping[str, Workload], opened
     return systems
 
 
+async def call_once_each(call: AsExpected, subjects: int) -> None:
+    """Let every subject call once: a peer must not look slow because its counters begin within the measurement."""
+    numbers = iter(range(subjects))
+
+    async def caller() -> None:
+        for number in numbers:
+            await call(number)
+
+    await asyncio.gather(*(caller() for _ in range(CONCURRENT)))
+
+
 async def take_turns(systems: Mapping[str, System], admin: redis.Redis, rounds: int) -> Measured:
     """Give every system its slot in every round, alone and with many tasks at once."""
     measured: Measured = {(name, tasks): [] for tasks in (1, CONCURRENT) for name in systems}
@@ -229,8 +241,24 @@ def speed_row(name: str, slots: Sequence[Slot], base: Sequence[Slot]) -> tuple[s
     )
 
 
-def chart_of(measured: Measured, systems: Mapping[str, System]) -> Chart:
+@dataclass(frozen=True)
+class Results:
+    """Everything of one run."""
+
+    machine: Machine
+    rounds: int
+    subjects: int
+    systems: Mapping[str, System]
+    speed: Measured
+    pipelined: Mapping[str, float]
+    """Microseconds of Redis' main thread."""
+    memory: Mapping[int, float]
+    """Bytes of a subject, for each amount."""
+
+
+def chart_of(results: Results) -> Chart:
     """Return the comparison at five windows."""
+    measured, systems = results.speed, results.systems
     shown = [name for name, each in systems.items() if each.role == "peer" or name in (INCR, EMPTY, FULL)]
     bars = [
         Bar(
@@ -244,14 +272,13 @@ def chart_of(measured: Measured, systems: Mapping[str, System]) -> Chart:
     return Chart(f"Decisions per second, {CONCURRENT} at a time, one Python process", "1/s, more is better", bars)
 
 
-def targets_of(
-    measured: Measured, systems: Mapping[str, System], pipelined: Mapping[str, float], memory: Mapping[int, float]
-) -> list[Target]:
+def targets_of(results: Results) -> list[Target]:
     """Compare what was promised with what came out."""
+    measured, pipelined, memory = results.speed, results.pipelined, results.memory
     full, base = measured[FULL, CONCURRENT], measured[INCR, CONCURRENT]
     rate, p99 = ratio(full, base, "rate"), ratio(full, base, "p99")
     trips = median(measured[FULL, 1], "trips")
-    of_five = [name for name, each in systems.items() if each.role == "peer" and ", 5 " in name]
+    of_five = [name for name, each in results.systems.items() if each.role == "peer" and ", 5 " in name]
     best = max(of_five, key=lambda name: median(measured[name, CONCURRENT], "rate"))
     ahead = ratio(full, measured[best, CONCURRENT], "rate")
     low, high = (memory[amount] for amount in AMOUNTS)
@@ -278,42 +305,54 @@ def targets_of(
     ]
 
 
-async def measure(options: argparse.Namespace) -> None:
-    """Measure, print, write what was asked for."""
-    works = workloads(options.subjects)
+async def measure(rounds: int, subjects: int) -> Results:
+    """Measure everything."""
+    works = workloads(subjects)
     cores = sorted(os.sched_getaffinity(0))
     with RedisServer() as server, server.client() as admin:
         info: Any = admin.info("server")
         machine = this_machine(PACKAGES, {"Redis": str(info["redis_version"])})
-        print(machine.text, flush=True)
+        print(f"{machine.text}\nMeasuring takes about three minutes ...", flush=True)
         os.sched_setaffinity(server.pid, {cores[0]})
         os.sched_setaffinity(0, {cores[-1]})
         await prepare(server, works.values())
-        pipelined = pipelined_cost(server, works, options.rounds)
+        pipelined = pipelined_cost(server, works, rounds)
         async with AsyncExitStack() as opened:
             systems = await all_systems(server, works, opened)
-            measured = await take_turns(systems, admin, options.rounds)
+            for system in systems.values():
+                if system.role == "peer":
+                    await call_once_each(system.call, works[FULL].subjects)
+            speed = await take_turns(systems, admin, rounds)
     os.sched_setaffinity(0, cores)
-    memory = await memory_per_subject(options.subjects, AMOUNTS)
-    show_speed(measured, options.rounds)
-    rows = [(name, f"{each:.2f}", f"{each - pipelined[EMPTY]:.2f}") for name, each in pipelined.items()]
-    print_table("CPU time of Redis' main thread, pipelined (us)", ("", "one call", "beyond an empty function"), rows)
-    sizes = [(f"amount {amount:,}, all used", f"{each:.0f}") for amount, each in memory.items()]
-    print_table(
-        f"Memory of each of {options.subjects:,} subjects, 5 windows (bytes)", ("", "beyond an empty key"), sizes
-    )
-    chart, targets = chart_of(measured, systems), targets_of(measured, systems, pipelined, memory)
+    memory = await memory_per_subject(subjects, AMOUNTS)
+    return Results(machine, rounds, subjects, systems, speed, pipelined, memory)
+
+
+def show(results: Results, chart: Chart, targets: Sequence[Target]) -> None:
+    """Print everything."""
+    show_speed(results.speed, results.rounds)
+    base = results.pipelined[EMPTY]
+    costs = [(name, f"{cost:.2f}", f"{cost - base:.2f}") for name, cost in results.pipelined.items()]
+    print_table("CPU time of Redis' main thread, pipelined (us)", ("", "one call", "beyond an empty function"), costs)
+    sizes = [(f"amount {amount:,}, all used", f"{size:.0f}") for amount, size in results.memory.items()]
+    title = f"Memory of each of {results.subjects:,} subjects, 5 windows (bytes)"
+    print_table(title, ("", "beyond an empty key"), sizes)
     print_chart(chart)
     print_targets(targets)
-    if options.picture:
-        write_picture(options.picture, chart, machine)
-    if options.json:
-        speed = [
-            {"system": name, "tasks": tasks, **{figure: median(slots, figure) for figure in asdict(slots[0])}}
-            for (name, tasks), slots in measured.items()
-        ]
-        figures = {"speed": speed, "pipelined_redis_cpu_us": pipelined, "memory_bytes_by_amount": memory}
-        write_json(options.json, machine, targets, figures)
+
+
+def figures_of(results: Results) -> dict[str, Any]:
+    """Return all medians, for a file."""
+    speed = [
+        {
+            "system": name,
+            "tasks": tasks,
+            **{figure: median(slots, figure) for figure in asdict(slots[0])},
+            **{f"{figure}_to_incr": ratio(slots, results.speed[INCR, tasks], figure) for figure in ("rate", "p99")},
+        }
+        for (name, tasks), slots in results.speed.items()
+    ]
+    return {"speed": speed, "pipelined_redis_cpu_us": results.pipelined, "memory_bytes_by_amount": results.memory}
 
 
 def main() -> None:
@@ -323,7 +362,14 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=100_000, help="the greatest number of subjects")
     parser.add_argument("--picture", type=Path, metavar="PATH", help="write the bars as SVG")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures")
-    asyncio.run(measure(parser.parse_args()))
+    options = parser.parse_args()
+    results = asyncio.run(measure(options.rounds, options.subjects))
+    chart, targets = chart_of(results), targets_of(results)
+    show(results, chart, targets)
+    if options.picture:
+        write_picture(options.picture, chart, results.machine)
+    if options.json:
+        write_json(options.json, results.machine, targets, figures_of(results))
 
 
 if __name__ == "__main__":
