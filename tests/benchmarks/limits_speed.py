@@ -2,8 +2,9 @@
 
 Systems take turns in short slots, round by round, so that a busy machine disturbs all alike. The first round warms up
 and is thrown away. Figures are medians over the rounds; a ratio is the median of each round's own ratio. Redis has the
-first core, the client the last one. CPU time (of Redis' main thread, of the client's process) and round trips (reads
-from a socket while one task calls) survive a busy machine; decisions per second and latencies do not.
+first core, the client the last one. Round trips are reads from a socket while one task calls. They do not suffer from
+a busy machine, ratios suffer little, CPU time (of Redis' main thread, of the client's process) may double, rates and
+latencies say nothing there: the load average when it began stands in the first line.
 
 INCR is sent by the same client library with the limiter's own settings, a timeout included; one row is without it.
 Every policy has spacing, active hours and a circuit breaker beside its windows, and none of them denies: it is checked.
