@@ -11,9 +11,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -233,17 +234,13 @@ def redis_cluster(
         for server in servers:
             server.start()
         addresses = [f"127.0.0.1:{server.port}" for server in servers]
-        command = [
-            program.cli,
-            "-a",
-            PASSWORD,
-            "--no-auth-warning",
-            *(["--tls", "--cacert", tls.authority] if tls else []),
-        ]
+        command = [program.cli, "-a", PASSWORD, "--no-auth-warning"]
+        if tls is not None:
+            command += ["--tls", "--cacert", str(tls.authority)]
         command += ["--cluster", "create", *addresses, "--cluster-yes"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
         for server in servers:
-            _wait_for(lambda server=server: _cluster_state(server) == "ok", "the cluster's slots")
+            wait_for(partial(_covers_all_slots, server), "the cluster's slots")
         yield servers
     finally:
         for server in servers:
@@ -252,15 +249,13 @@ def redis_cluster(
 
 def cluster_node(program: ServerProgram, tls: ServerTls | None = None) -> RedisServer:
     """Return a server that can be of a cluster and is of none yet."""
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
-    if tls is not None:
-        options += ("--tls-cluster", "yes")
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--tls-cluster", "yes" if tls else "no")
     return RedisServer(options=options, program=program, tls=tls)
 
 
-def _cluster_state(server: RedisServer) -> str:
+def _covers_all_slots(server: RedisServer) -> bool:
     with server.client() as client:
-        return str(client.execute_command("CLUSTER INFO")["cluster_state"])
+        return bool(client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
 
 
 @dataclass(frozen=True)
@@ -278,10 +273,21 @@ class SentinelSetup:
         """URL of the sentinel; user and password are those of the servers."""
         return url_of(self.sentinel_port, tls=self.tls)
 
+    def catch_up(self) -> None:
+        """Wait until the replica has everything that the master has been told."""
+        wait_for(partial(_has_its_writes_copied, self.master), "the replica's copy")
+
     def failover(self) -> None:
         """Kill the master and wait until the replica has taken over."""
         self.master.kill()
-        _wait_for(lambda: _role(self.replica) == "master", "the replica's promotion")
+        wait_for(lambda: _role(self.replica) == "master", "the replica's promotion")
+
+
+def _has_its_writes_copied(master: RedisServer) -> bool:
+    """Whether a replica confirms a write of now, and so all before it. WAIT looks at its own connection's alone."""
+    with master.client() as client:
+        client.set("tests:copied", "", px=1)
+        return bool(client.wait(1, 1000) == 1)
 
 
 def _role(server: RedisServer) -> str:
@@ -298,7 +304,7 @@ def redis_sentinel(*, program: ServerProgram | None = None, tls: ServerTls | Non
         RedisServer(program=program, tls=tls, options=("--repl-diskless-sync-delay", "0")) as master,
         RedisServer(program=program, tls=tls, options=("--replicaof", f"127.0.0.1 {master.port}")) as replica,
     ):
-        _wait_for(lambda: _link(replica) == "up", "the replica's link")
+        wait_for(partial(_has_its_writes_copied, master), "the replica's link")
         port = free_port()
         configuration = replica.folder / "sentinel.conf"
         configuration.write_text(
@@ -310,16 +316,11 @@ def redis_sentinel(*, program: ServerProgram | None = None, tls: ServerTls | Non
         command += ["--logfile", "sentinel.log"]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
         try:
-            _wait_for(lambda: _knows_replica(port, tls), "the sentinel's view of the replica")
+            wait_for(lambda: _knows_replica(port, tls), "the sentinel's view of the replica")
             yield SentinelSetup(master, replica, port, "tests", tls)
         finally:
             process.kill()
             process.wait()
-
-
-def _link(server: RedisServer) -> str:
-    with server.client() as client:
-        return str(client.info("replication")["master_link_status"])
 
 
 def _knows_replica(port: int, tls: ServerTls | None) -> bool:
@@ -327,11 +328,12 @@ def _knows_replica(port: int, tls: ServerTls | None) -> bool:
         return bool(client.execute_command("SENTINEL REPLICAS", "tests"))
 
 
-def _wait_for(holds: "object", what: str) -> None:
+def wait_for(holds: Callable[[], object], what: str) -> None:
+    """Wait until something holds; a server that does not answer yet counts as not yet. Raises RuntimeError."""
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
-            if holds():  # type: ignore[operator]
+            if holds():
                 return
         except redis.RedisError:
             pass  # not yet
