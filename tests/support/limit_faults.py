@@ -16,7 +16,7 @@ from shipkeeper.limits import AsyncLimiter, Limiter, Verdict
 from shipkeeper.limits.connection import Topology
 from shipkeeper.limits.store import install_policy
 from support.limit_policies import NAMESPACE, spec_of
-from support.redis_server import RedisServer
+from support.redis_server import PASSWORD, RedisServer
 
 TIMEOUT_SECONDS = 0.5
 # For the scheduler of a machine under load; the promise itself is the policy's timeout.
@@ -327,6 +327,22 @@ def holder_of(servers: Sequence[RedisServer], key: str) -> RedisServer:
     """Return the primary that serves a key."""
     slot = slot_of(servers[0], key)
     return next(server for server in servers if any(low <= slot <= high for low, high in slots_of(server)))
+
+
+def move_slot(servers: Sequence[RedisServer], new: RedisServer, key: str) -> None:
+    """Move the slot of a key, and the keys in it, to a new primary."""
+    slot, old = slot_of(new, key), holder_of(servers, key)
+    with old.client() as source, new.client() as sink:
+        old_id, new_id = source.execute_command("CLUSTER MYID"), sink.execute_command("CLUSTER MYID")
+        sink.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", old_id)
+        source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", new_id)
+        keys = source.execute_command("CLUSTER GETKEYSINSLOT", slot, 1000)
+        if keys:
+            login = ("AUTH", PASSWORD, "KEYS", *keys)
+            source.execute_command("MIGRATE", "127.0.0.1", new.port, "", 0, 5000, *login)
+        for each in (new, *servers):
+            with each.client() as admin:
+                admin.execute_command("CLUSTER SETSLOT", slot, "NODE", new_id)
 
 
 @contextmanager

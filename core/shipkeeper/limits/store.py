@@ -65,7 +65,8 @@ async def _library(store: AsyncStore, primary: Primary, function: str, *argument
     try:
         return await _checked(store, "FCALL", function, 0, *arguments, target=primary.target)
     except StoreError as error:
-        if error.failure is StoreFailure.LIBRARY_MISSING:
+        # At maxmemory Redis refuses a function that it does not know, and never one that it knows to write nothing.
+        if error.failure in (StoreFailure.LIBRARY_MISSING, StoreFailure.OUT_OF_MEMORY):
             return None
         raise
 

@@ -30,7 +30,7 @@ from support.limit_faults import (
     fail_policies,
     holder_of,
     is_primary,
-    slot_of,
+    move_slot,
     wait_until,
 )
 from support.limit_policies import NAMESPACE, install
@@ -176,22 +176,6 @@ def test_a_slot_that_moves_to_a_new_primary_without_the_library() -> None:
                 libraries: list[Any] = other.execute_command("FUNCTION LIST", "WITHCODE")
                 admin.function_load(libraries[0][libraries[0].index("library_code") + 1])
             assert limiter.acquire().limits[0].remaining == AMOUNT - 2, "the counter came with its slot"
-
-
-def move_slot(servers: list[RedisServer], new: RedisServer, key: str) -> None:
-    """Move the slot of a key, and the keys in it, to a new primary."""
-    slot, old = slot_of(new, key), holder_of(servers, key)
-    with old.client() as source, new.client() as sink:
-        old_id, new_id = source.execute_command("CLUSTER MYID"), sink.execute_command("CLUSTER MYID")
-        sink.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", old_id)
-        source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", new_id)
-        keys = source.execute_command("CLUSTER GETKEYSINSLOT", slot, 1000)
-        if keys:
-            login = ("AUTH", PASSWORD, "KEYS", *keys)
-            source.execute_command("MIGRATE", "127.0.0.1", new.port, "", 0, 5000, *login)
-        for each in (new, *servers):
-            with each.client() as admin:
-                admin.execute_command("CLUSTER SETSLOT", slot, "NODE", new_id)
 
 
 def judge_failover(load: Load, *, promoted_at: float, fault_at: float, measured: Measured) -> None:
