@@ -6,7 +6,9 @@ first core, the client the last one. Round trips are reads from a socket while o
 a busy machine, ratios suffer little, CPU time (of Redis' main thread, of the client's process) may double, rates and
 latencies say nothing there: the load average when it began stands in the first line.
 
-INCR is sent by the same client library with the limiter's own settings, a timeout included; one row is without it.
+INCR is sent by the same client library with the limiter's own settings, a timeout included; one row is without it. The
+limiter sends calls that several tasks make in one turn of the event loop together, which INCR's client does not: an
+empty function sent that way shows what is left for the decision itself.
 Every policy has spacing, active hours and a circuit breaker beside its windows, and none of them denies: it is checked.
 With one subject the spacing is in Shadow mode, since any pause would deny. Where not said otherwise, 1,000 subjects
 take turns. `denied`: of five windows the longest is used up.
@@ -59,6 +61,7 @@ from benchmarks.report import (
     write_picture,
 )
 from shipkeeper.limits import AsyncLimiter
+from shipkeeper.limits.connection import AsyncStore, StoreAddress
 from support.limit_policies import PATIENT
 from support.redis_server import RedisServer
 
@@ -66,7 +69,7 @@ CONCURRENT: Final = 20
 SLOT_SECONDS: Final = 0.2
 AMOUNTS: Final = (15, 1_000_000)
 PACKAGES: Final = ("redis", "hiredis", "limits", "pyrate-limiter", "throttled-py")
-INCR, EMPTY = "INCR", "empty function"
+INCR, EMPTY, EMPTY_AS_SENT = "INCR", "empty function", "empty function, as a decision is sent"
 FULL, DENIED = "shipkeeper, 5 windows", "shipkeeper, 5 windows, denied"
 
 AsExpected = Callable[[int], Awaitable[bool]]
@@ -165,6 +168,15 @@ def raw_call(client: Any, *command: str | int) -> AsExpected:
     return call
 
 
+def stored_call(store: AsyncStore, function: str, key: str) -> AsExpected:
+    """Return a call of a function over the limiter's own connection."""
+
+    async def call(_number: int) -> bool:
+        return bool(await store.fcall(function, [key], []))
+
+    return call
+
+
 def limiter_call(limiter: AsyncLimiter, work: Workload) -> AsExpected:
     """Return a decision of the workload."""
 
@@ -182,6 +194,9 @@ async def all_systems(server: RedisServer, works: Mapping[str, Workload], opened
         "INCR without a timeout": System("baseline", raw_call(patient, "INCR", "x")),
         EMPTY: System("baseline", raw_call(raw, "FCALL", "empty", 1, "x")),
     }
+    store = AsyncStore(StoreAddress(url=server.url), timeout=60)
+    opened.push_async_callback(store.close)
+    systems[EMPTY_AS_SENT] = System("baseline", stored_call(store, "empty", "x"))
     for name, work in works.items():
         limiter = AsyncLimiter.from_url(
             server.url, namespace=NAMESPACE, policy=work.policy, on_store_unavailable=PATIENT
@@ -260,7 +275,9 @@ class Results:
 def chart_of(results: Results) -> Chart:
     """Return the comparison at five windows."""
     measured, systems = results.speed, results.systems
-    shown = [name for name, each in systems.items() if each.role == "peer" or name in (INCR, EMPTY, FULL)]
+    shown = [
+        name for name, each in systems.items() if each.role == "peer" or name in (INCR, EMPTY, EMPTY_AS_SENT, FULL)
+    ]
     bars = [
         Bar(
             name,
