@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log"
 	"os"
@@ -11,6 +12,13 @@ import (
 
 	"github.com/redis/go-redis/v9"
 )
+
+// The part of a verdict that this program needs; docs/limits.md describes all of it.
+type verdict struct {
+	Allowed      bool
+	Rule, Reason string
+	RetryAt, Now int64
+}
 
 func main() {
 	options, err := redis.ParseURL(os.Args[1])
@@ -23,14 +31,18 @@ func main() {
 	state := fmt.Sprintf("shipkeeper:{%s}:state:%s:%s", namespace, policy, subject)
 	config := fmt.Sprintf("shipkeeper:{%s}:config:%s", namespace, policy)
 
-	reply, err := client.Do(context.Background(), "FCALL", "shipkeeper_acquire", 1, state, config, 1, "").Slice()
+	reply, err := client.Do(context.Background(), "FCALL", "shipkeeper_acquire", 1, state, config).Text()
 	if err != nil {
 		log.Fatalf("no verdict, so the call is not made: %v", err)
 	}
-	if reply[0].(int64) == 1 {
+	var told verdict
+	if err := json.Unmarshal([]byte(reply), &told); err != nil {
+		log.Fatalf("no verdict, so the call is not made: %v", err)
+	}
+	if told.Allowed {
 		fmt.Println("allowed")
 		return
 	}
-	wait := time.Duration(reply[3].(int64)-reply[4].(int64)) * time.Millisecond
-	fmt.Printf("denied by %v: %v, retry after %v\n", reply[1], reply[2], wait)
+	wait := time.Duration(told.RetryAt-told.Now) * time.Millisecond
+	fmt.Printf("denied by %v: %v, retry after %v\n", told.Rule, told.Reason, wait)
 }

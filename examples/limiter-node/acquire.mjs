@@ -11,9 +11,9 @@ await client.connect();
 const state = `shipkeeper:{${namespace}}:state:${policy}:${subject}`;
 const config = `shipkeeper:{${namespace}}:config:${policy}`;
 try {
-  const reply = await client.sendCommand(['FCALL', 'shipkeeper_acquire', '1', state, config, '1', '']);
-  const [allowed, rule, reason, retryAt, now] = reply;
-  console.log(allowed === 1 ? 'allowed' : `denied by ${rule}: ${reason}, retry after ${(retryAt - now) / 1000}s`);
+  const reply = await client.sendCommand(['FCALL', 'shipkeeper_acquire', '1', state, config]);
+  const { allowed, rule, reason, retryAt, now } = JSON.parse(reply);
+  console.log(allowed ? 'allowed' : `denied by ${rule}: ${reason}, retry after ${(retryAt - now) / 1000}s`);
 } catch (error) {
   console.error(`no verdict, so the call is not made: ${error.message}`);
   process.exitCode = 1;

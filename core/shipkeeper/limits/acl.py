@@ -11,7 +11,19 @@ from typing import Final
 from .keys import DEFAULT_PREFIX
 
 # Subjects that are bounded in number are kept in a sorted set.
-_COUNTING: Final = ("get", "getrange", "set", "del", "time", "zscore", "zadd", "zcount", "zrange", "zremrangebyscore")
+_COUNTING: Final = (
+    "get",
+    "getrange",
+    "set",
+    "del",
+    "time",
+    "zscore",
+    "zadd",
+    "zcount",
+    "zrange",
+    "zremrangebyscore",
+    "pexpireat",
+)
 _CONNECTING: Final = ("ping", "select", "command", "cluster|slots", "cluster|shards")
 _OPERATING: Final = ("function|load", "info", "scan", "unlink")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from redis import ResponseError
 
@@ -16,7 +16,7 @@ from shipkeeper.resources.schedule import milliseconds
 
 from .failures import StoreError
 from .keys import DEFAULT_PREFIX, PolicyKeys
-from .verdict import ExecutionRequired, LimiterUsageError, Verdict
+from .verdict import ExecutionRequired, LimiterUsageError, Reply, Verdict
 
 Outcome = Literal["Success", "Failure", "Released"]
 Subject = str | Sequence[str]
@@ -24,6 +24,7 @@ _MAX_NAME: Final = 256
 _HEADER: Final = 55
 _NO_PERMIT: Final = "-"
 _KNOWN_SUBJECTS: Final = 4096
+_ALLOWED: Final = '{"allowed":true,'
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,15 @@ class PolicyCalls:
         """Write a charge. Raises LimiterUsageError for a cost, a name or a lease that cannot be."""
         if cost < 1:
             raise LimiterUsageError(f"cost must be at least 1, got {cost}; to look without charging, use peek")
+        states = self.states(subjects)
+        if cost == 1 and execution is None and request_id is None and not reservation:
+            return Call("shipkeeper_acquire", states, self.configs)  # by far the usual call: nothing else to say
         arguments: tuple[str | int, ...] = (*self.configs, cost, _name(execution, "execution"))
         if request_id is not None or reservation:
             arguments += (_name(request_id, "request_id"),)
         if reservation:
             arguments += (reservation, _whole_milliseconds(lease))
-        return Call("shipkeeper_acquire", self.states(subjects), arguments)
+        return Call("shipkeeper_acquire", states, arguments)
 
     def peek(self, subjects: tuple[str, ...], *, cost: int, execution: str | None) -> Call:
         """Write a look."""
@@ -106,16 +110,12 @@ class PolicyCalls:
             arguments += (verdict.permit,)
         return Call(f"shipkeeper_{function}", self.states(verdict.subject), arguments)
 
-    def verdict(self, reply: Sequence[Any], subjects: tuple[str, ...]) -> Verdict:
+    def verdict(self, reply: str, subjects: tuple[str, ...]) -> Verdict:
         """Read the library's verdict."""
-        return Verdict(
-            allowed=reply[0] == 1,
-            rule=reply[1],
-            reason=reply[2],
-            subject=subjects,
-            policies=self.policies,
-            _reply=reply,
-        )
+        told = Reply(reply)
+        if reply.startswith(_ALLOWED):
+            return Verdict(True, "", "", "", subjects, self.policies, told)
+        return Verdict(False, told["rule"], told["reason"], "", subjects, self.policies, told)
 
 
 def new_reservation_id() -> str:
@@ -192,9 +192,9 @@ class FailurePolicy:
         """Seconds to wait for a verdict."""
         return milliseconds(self.settings.timeout) / 1000
 
-    def is_outdated(self, config_hash: str) -> bool:
+    def is_outdated(self, verdict: Verdict) -> bool:
         """Whether the policy should be read again: a verdict came from another version of it."""
-        return self._fixed is None and config_hash != self.config_hash
+        return self._fixed is None and not verdict.is_of_config(self.config_hash)
 
     def learn(self, config_hash: str, stored: str | None) -> None:
         """Take the settings from the stored policy. A stored text that is not one leaves them as they are."""

@@ -212,7 +212,7 @@ class AsyncLimiter:
             verdict = self._calls.verdict(reply, subjects)
         if self._recorder is not None and cost:  # a look decides nothing
             self._recorder.decided(verdict, start)
-        if not verdict.store_failure and self._failures.is_outdated(verdict.config_hash):
+        if not verdict.store_failure and self._failures.is_outdated(verdict):
             await self._learn(verdict.config_hash)
         return verdict
 

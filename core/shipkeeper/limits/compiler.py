@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 from shipkeeper.resources.circuitbreaker import CircuitBreaker
@@ -47,7 +48,7 @@ def compile_policy(spec: RateLimitPolicySpec, keys: PolicyKeys, *, now: datetime
     """Compile a policy; `now` only chooses the month in which its tables begin."""
     start = table_start(now)
     valid_until = start + HORIZON
-    local = LocalTime(
+    local = _local_time(
         spec.time_zone,
         round((start - _LONGEST_WINDOW).timestamp()),
         round((valid_until + _LONGEST_WINDOW).timestamp()),
@@ -57,7 +58,7 @@ def compile_policy(spec: RateLimitPolicySpec, keys: PolicyKeys, *, now: datetime
         "policy": f"{keys.namespace}/{keys.policy}",
         "mode": spec.mode,
         "validUntil": round(valid_until.timestamp()) * 1000,
-        "limits": [_limit(limit, local) for limit in spec.limits if limit.mode != "Off"],
+        "limits": [_limit(limit, local, spec.time_zone) for limit in spec.limits if limit.mode != "Off"],
         "onStateLoss": spec.on_state_loss,
         # Not for Redis: what a client does when Redis does not answer.
         "client": spec.on_store_unavailable.to_wire(),
@@ -75,17 +76,23 @@ def compile_policy(spec: RateLimitPolicySpec, keys: PolicyKeys, *, now: datetime
     return CompiledPolicy(body, body_hash(body), valid_until)
 
 
+# To search a year for clock changes takes longer than all the rest, and the policies of a month share a few zones.
+_local_time = lru_cache(maxsize=64)(LocalTime)
+
+
 def body_hash(body: bytes) -> str:
     """Return the hash that a verdict and the status carry. SHA-1 is what Redis offers; it guards against mix-ups."""
     return hashlib.sha1(body, usedforsecurity=False).hexdigest()
 
 
-def _limit(limit: Limit, local: LocalTime) -> dict[str, Any]:
+def _limit(limit: Limit, local: LocalTime, zone: str) -> dict[str, Any]:
     compiled: dict[str, Any] = {"name": limit.name, "amount": limit.amount, "mode": limit.mode}
     if limit.period == EXECUTION:
         return compiled | {"kind": "X"}
     if limit.alignment == "Calendar":
-        return compiled | {"kind": "C", "runs": _windows(limit, local)}
+        # Which windows these are, so that what was taken from others is not given back to them.
+        window = f"{limit.period}/{limit.week_start}/{limit.reset_at}/{zone}"
+        return compiled | {"kind": "C", "window": window, "runs": _windows(limit, local)}
     period = period_milliseconds(limit)
     if limit.alignment == "FirstUse":
         return compiled | {"kind": "F", "period": period}

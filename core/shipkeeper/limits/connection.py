@@ -7,7 +7,7 @@ are off, and every failure leaves as a `StoreError` with a named reason and with
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
@@ -24,7 +24,13 @@ from .failures import StoreError, StoreFailure, classify
 
 Topology = Literal["Standalone", "Sentinel", "Cluster"]
 _DEFAULT_PORT: Final = {"Standalone": 6379, "Sentinel": 26379, "Cluster": 6379}
+# What a URL may say about TLS after its question mark; `ssl_ca_data` is the certificates themselves.
+_TLS_FILES: Final = frozenset({"ssl_ca_certs", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password"})
 _STALE: Final = frozenset({StoreFailure.READ_ONLY, StoreFailure.MASTER_DOWN, StoreFailure.CLUSTER_DOWN})
+
+# What the client library raises when a command fails.
+_TROUBLE: Final = (redis.RedisError, OSError, TimeoutError)
+_BATCH: Final = 100  # commands: more would keep Redis from its other clients for too long
 
 Argument = str | int | bytes
 
@@ -54,6 +60,11 @@ class _Endpoint:
     def where(self) -> str:
         return ", ".join(f"{host}:{port}" for host, port in self.hosts)
 
+    def of_sentinels(self, timeout: float) -> dict[str, Any]:
+        """Return the options of connections to sentinels: TLS as the servers, and neither user nor password."""
+        tls = {name: value for name, value in self.options.items() if name.startswith("ssl")}
+        return {"socket_timeout": timeout, "socket_connect_timeout": timeout, **tls}
+
 
 def _parse(address: StoreAddress) -> _Endpoint:
     """Read a URL. Raises StoreError(UrlInvalid), which does not repeat it."""
@@ -73,8 +84,22 @@ def _parse(address: StoreAddress) -> _Endpoint:
         options["password"] = unquote(password)
     if parts.scheme == "rediss":
         options["ssl"] = True
-    options.update({name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")})
+    try:
+        options.update(_tls_option(name, value) for name, value in parse_qsl(parts.query) if name.startswith("ssl_"))
+    except (KeyError, ValueError):
+        raise StoreError(StoreFailure.URL_INVALID) from None
     return _Endpoint(endpoint_hosts, options)
+
+
+def _tls_option(name: str, value: str) -> tuple[str, Any]:
+    """Return an option as the client library takes it. Raises KeyError or ValueError for what it does not take."""
+    if name in _TLS_FILES:
+        return name, value
+    meanings: dict[str, dict[str, Any]] = {
+        "ssl_check_hostname": {"true": True, "false": False},
+        "ssl_cert_reqs": {"required": "required", "none": "none"},
+    }
+    return name, meanings[name][value.lower()]
 
 
 def _host_and_port(text: str, default_port: int) -> tuple[str, int]:
@@ -103,6 +128,8 @@ class AsyncStore:
         self._endpoint = _parse(address)
         self._client: Any = None
         self._sentinels: Sequence[Any] = ()  # clients of their own, which the master's client does not close
+        self._waiting: list[_Exchange] = []
+        self._batches: set[asyncio.Task[None]] = set()
 
     @property
     def where(self) -> str:
@@ -119,8 +146,8 @@ class AsyncStore:
             nodes = [_AsyncClusterNode(each, at) for each, at in self._endpoint.hosts]
             return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
         if self.address.topology == "Sentinel":
-            timeouts = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
-            sentinel = _AsyncSentinel(list(self._endpoint.hosts), sentinel_kwargs=timeouts, **options)
+            settings = self._endpoint.of_sentinels(self.timeout) | {"retry": AsyncRetry(NoBackoff(), 0)}
+            sentinel = _AsyncSentinel(list(self._endpoint.hosts), sentinel_kwargs=settings, **options)
             self._sentinels = sentinel.sentinels
             return sentinel.master_for(str(self.address.sentinel_master))
         return redis.asyncio.Redis(host=host, port=port, **options)
@@ -137,34 +164,67 @@ class AsyncStore:
         try:
             async with asyncio.timeout(self.timeout):
                 return await exchange
-        except (redis.RedisError, OSError, TimeoutError) as error:
-            failure = classify(error)
-            if failure in _STALE:
-                await self.close()  # the next command finds the new primary
-            if isinstance(error, redis.ResponseError) and failure is StoreFailure.UNEXPECTED_REPLY:
-                raise
-            raise StoreError(failure, self.where) from None
+        except _TROUBLE as error:
+            return await self._fail(error)
+
+    async def _fail(self, error: BaseException) -> NoReturn:
+        """Raise what an error of the client library means; one that means nothing here is raised as it is."""
+        failure = classify(error)
+        if failure in _STALE:
+            await self.close()  # the next command finds the new primary
+        if isinstance(error, redis.ResponseError) and failure is StoreFailure.UNEXPECTED_REPLY:
+            raise error
+        raise StoreError(failure, self.where) from None
 
     async def fcall(self, function: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """Call a function of the library."""
         command = ("FCALL", function, len(keys), *keys, *arguments)
         if self.address.topology == "Cluster":
             return await self.execute(*command)
+        loop = asyncio.get_running_loop()
+        exchange = _Exchange(_pack_command(command), loop.create_future())
+        if not self._waiting:
+            loop.call_soon(self._send_waiting)
+        self._waiting.append(exchange)
+        try:
+            return await exchange.reply
+        except _TROUBLE as error:
+            return await self._fail(error)
+
+    def _send_waiting(self) -> None:
+        """Send what the tasks of this turn of the event loop have asked for together: one round trip for all of them.
+
+        A decision is one call in the midst of a request, so its cost matters, and most of it is that of a round trip.
+        """
+        waiting, self._waiting = self._waiting, []
+        for start in range(0, len(waiting), _BATCH):
+            batch = asyncio.ensure_future(self._exchange(waiting[start : start + _BATCH]))
+            self._batches.add(batch)
+            batch.add_done_callback(self._batches.discard)
+
+    async def _exchange(self, batch: "Sequence[_Exchange]") -> None:
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._send_and_read(batch)
+        except (*_TROUBLE, asyncio.CancelledError) as error:
+            for exchange in batch:
+                if not exchange.reply.done():
+                    exchange.reply.set_exception(error)
+
+    async def _send_and_read(self, batch: "Sequence[_Exchange]") -> None:
+        """Send packed commands and read a reply for each: what the client does, without what it does around it.
+
+        A connection that fails, or whose answer nobody waits for any more, closes itself and is opened anew by its
+        next user.
+        """
         if self._client is None:
             self._client = self._connect()
-        return await self._answer(self._exchange(_pack_command(command)))
-
-    async def _exchange(self, packed: bytes) -> Any:
-        """Send one packed command and read its reply: what the client does, without what it does around it.
-
-        A decision is one call in the midst of a request, so its cost matters; this saves a third of it. A connection
-        that fails, or whose answer nobody waits for any more, closes itself and is opened anew by its next user.
-        """
         pool = self._client.connection_pool
         connection = await pool.get_connection()
         try:
-            await connection.send_packed_command(packed, check_health=False)
-            return await connection.read_response()
+            await connection.send_packed_command([exchange.packed for exchange in batch], check_health=False)
+            for exchange in batch:
+                await _read_into(exchange.reply, connection)
         finally:
             await pool.release(connection)
 
@@ -201,6 +261,24 @@ class AsyncStore:
                 await each.aclose()
 
 
+class _Exchange(NamedTuple):
+    """A command and the reply that a task waits for; cancelled when the task is."""
+
+    packed: bytes
+    reply: asyncio.Future[Any]
+
+
+async def _read_into(reply: asyncio.Future[Any], connection: Any) -> None:
+    try:
+        result = await connection.read_response()
+    except redis.ResponseError as error:  # the answer to this command; the next one's is yet to come
+        if not reply.done():
+            reply.set_exception(error)
+    else:
+        if not reply.done():
+            reply.set_result(result)
+
+
 @dataclass(frozen=True)
 class Primary:
     """One primary: its address, and how the client names it as a target (None: there is only one)."""
@@ -228,8 +306,8 @@ class SyncStore:
             nodes = [_ClusterNode(each, at) for each, at in self._endpoint.hosts]
             return redis.RedisCluster(startup_nodes=nodes, **options)
         if self.address.topology == "Sentinel":
-            timeouts = {"socket_timeout": self.timeout, "socket_connect_timeout": self.timeout}
-            sentinel = _Sentinel(list(self._endpoint.hosts), sentinel_kwargs=timeouts, **options)
+            settings = self._endpoint.of_sentinels(self.timeout) | {"retry": Retry(NoBackoff(), 0)}
+            sentinel = _Sentinel(list(self._endpoint.hosts), sentinel_kwargs=settings, **options)
             self._sentinels = sentinel.sentinels
             return sentinel.master_for(str(self.address.sentinel_master))
         return redis.Redis(host=host, port=port, **options)

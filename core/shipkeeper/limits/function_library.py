@@ -8,7 +8,7 @@ from typing import Final
 
 NAME: Final = "shipkeeper"
 # The first number changes with the wire form; the rest says exactly which text is loaded.
-_MAJOR: Final = "1"
+_MAJOR: Final = "2"
 _TEST_CLOCK_KEY: Final = "shipkeeper:test:now"
 _TEST_CLOCK = f"""
 local function now_microseconds()
@@ -21,6 +21,10 @@ end
 _TEST_EXPIRY: Final = """
 local function store(key, packed)
   call('SET', key, packed, 'PX', '3600000')
+end
+
+local function prolong(key)
+  call('PEXPIRE', key, '3600000')
 end
 """
 

@@ -56,7 +56,7 @@ class DecisionRecorder:
         self._namespace = namespace
         self._policies = policies
         self._durations = [series.durations.labels(namespace, policy) for policy in policies]
-        self._kinds: dict[tuple[bool, str], _DecisionKind] = {}
+        self._kinds: dict[tuple[bool, str, str], _DecisionKind] = {}
         self._shadows: dict[str, list[Counter]] = {}
         self._limit_names: list[tuple[str, str]] = []
         self._latest: tuple[Verdict, float] | None = None
@@ -64,7 +64,7 @@ class DecisionRecorder:
     def decided(self, verdict: Verdict, start: float) -> None:
         """Record a decision that was asked for at `start`, an instant of time.monotonic()."""
         now = time.monotonic()
-        kind = self._kinds.get((verdict.allowed, verdict.rule)) or self._new_kind(verdict)
+        kind = self._kinds.get((verdict.allowed, verdict.rule, verdict.refused_by)) or self._new_kind(verdict)
         for counter in kind.counters:
             counter.inc()
         for duration in self._durations:
@@ -103,13 +103,14 @@ class DecisionRecorder:
         return [policy for policy in self._policies if policy in named] or self._policies
 
     def _new_kind(self, verdict: Verdict) -> "_DecisionKind":
-        owners, word = self._owners(verdict, verdict.rule), "allowed" if verdict.allowed else "denied"
+        owners = (verdict.refused_by,) if verdict.refused_by else self._policies
+        word = "allowed" if verdict.allowed else "denied"
         counters = [
             self._series.decisions.labels(self._namespace, policy, verdict.rule if policy in owners else "", word)
             for policy in self._policies
         ]
         kind = _DecisionKind(counters, shows_use=verdict.rule not in _WITHOUT_USE)
-        self._kinds[verdict.allowed, verdict.rule] = kind
+        self._kinds[verdict.allowed, verdict.rule, verdict.refused_by] = kind
         return kind
 
     def _new_shadow(self, verdict: Verdict, rule: str) -> list[Counter]:
@@ -134,8 +135,8 @@ class DecisionRecorder:
                     limit.name: _limit_use(limit, verdict, subject, at) for limit in limits if limit.policy == policy
                 }
                 use.limits = {name: _worst(use.limits.get(name), each) for name, each in seen.items()}
-            if verdict.breaker:
-                self._see_breaker(self._policies[0], verdict.subject[0], verdict.breaker, at)
+            for policy, subject, breaker in zip(self._policies, verdict.subject, verdict.breakers, strict=True):
+                self._see_breaker(policy, subject, breaker, at)
 
     def _see_breaker(self, policy: str, subject: str, state: BreakerName, at: float) -> None:
         use = self._series.use(self._namespace, policy)

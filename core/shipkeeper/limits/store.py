@@ -16,8 +16,8 @@ from .connection import AsyncStore, Primary, StoreAddress
 from .failures import StoreError, StoreFailure, classify
 from .function_library import library_text, library_version
 from .keys import DEFAULT_PREFIX, PolicyKeys
-from .store_state import Circuit, LimitUse, PrimaryState, StoreState, SubjectUse
-from .verdict import instant
+from .store_state import Circuit, PrimaryState, StoreState, SubjectUse
+from .verdict import Reply, instant, limit_states
 
 DEFAULT_TIMEOUT = timedelta(seconds=2)
 _SCAN_COUNT = 500
@@ -119,19 +119,10 @@ def _counts(flat: list[Any]) -> dict[str, int]:
 async def read_use(store: AsyncStore, keys: PolicyKeys, subject: str) -> SubjectUse:
     """Return what a subject has used; of an execution's limit nothing is shown. Raises StoreError."""
     key = keys.state(subject)
-    reply = await _checked(store, "FCALL", "shipkeeper_peek", 1, key, keys.config, 1, "")
-    count, rows = reply[13], reply[14:]
-    limits = tuple(
-        LimitUse(
-            name=rows[i],
-            amount=rows[i + 1],
-            remaining=rows[i + 2],
-            resets_at=instant(rows[i + 3]) if rows[i + 3] else None,
-        )
-        for i in range(0, count * 4, 4)
-    )
+    reply = Reply(str(await _checked(store, "FCALL", "shipkeeper_peek", 1, key, keys.config, 1, "")))
     numbers = await _checked(store, "FCALL", "shipkeeper_circuit", 1, key, keys.config)
-    return SubjectUse(subject=subject, limits=limits, circuit=_circuit(numbers) if numbers else None)
+    circuit = _circuit(numbers) if numbers else None
+    return SubjectUse(subject=subject, limits=limit_states(reply, (keys.policy,)), circuit=circuit)
 
 
 def _circuit(numbers: list[int]) -> Circuit:

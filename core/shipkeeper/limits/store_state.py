@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from .failures import StoreFailure
+from .verdict import LimitState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +43,6 @@ class StoreState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LimitUse:
-    """What one subject has used of one limit."""
-
-    name: str
-    amount: int
-    remaining: int
-    resets_at: datetime | None
-
-    @property
-    def used(self) -> int:
-        """Units used, at most the amount."""
-        return self.amount - self.remaining
-
-
-@dataclass(frozen=True, kw_only=True)
 class Circuit:
     """The circuit breaker of one subject: the library's numbers for state and last trip."""
 
@@ -73,5 +59,5 @@ class SubjectUse:
     """What one subject has used under one policy."""
 
     subject: str
-    limits: tuple[LimitUse, ...]
+    limits: tuple[LimitState, ...]
     circuit: Circuit | None

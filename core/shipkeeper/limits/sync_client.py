@@ -183,7 +183,7 @@ class Limiter:
             verdict = self._calls.verdict(reply, subjects)
         if self._recorder is not None and cost:  # a look decides nothing
             self._recorder.decided(verdict, start)
-        if not verdict.store_failure and self._failures.is_outdated(verdict.config_hash):
+        if not verdict.store_failure and self._failures.is_outdated(verdict):
             self._learn(verdict.config_hash)
         return verdict
 

@@ -1,15 +1,14 @@
 """What a caller gets: a verdict, the limits behind it, and the errors that a wrong call or a refusal raises."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 BreakerName = Literal["Closed", "Open", "HalfOpen", "ForcedOpen", "Disabled"]
-_BREAKERS: Final[tuple[BreakerName, ...]] = ("Closed", "Open", "HalfOpen", "ForcedOpen", "Disabled")
 _NEVER: Final = -1
-# Numbers of a reply before its policies, for each policy before its limits, and for each limit: docs/limits.md.
-_HEAD, _POLICY, _LIMIT = 11, 3, 4
+_NO_SHADOW: Final = '"shadow":[],'
 
 
 def instant(milliseconds: int) -> datetime:
@@ -28,6 +27,27 @@ class LimitState:
     """When all units are back; None when none is used, or when time does not bring them back (an execution's limit)."""
     policy: str
     """The policy it belongs to."""
+
+    @property
+    def used(self) -> int:
+        """Units used, at most the amount."""
+        return self.amount - self.remaining
+
+
+class Reply:
+    """A verdict as the library writes it, a JSON text (docs/limits.md); read when first asked for, and only once."""
+
+    __slots__ = ("_told", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._told: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a member of the document."""
+        if not self._told:
+            self._told = json.loads(self.text)
+        return self._told[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +68,19 @@ class Verdict:
     """The subject that was judged, for each policy."""
     policies: tuple[str, ...] = ()
     """The policies that judged, in the order of the call."""
-    _reply: Sequence[Any] = field(default=(), repr=False)
+    _reply: Reply | None = field(default=None, repr=False)
     _local_retry_after: timedelta | None = None
+
+    @property
+    def refused_by(self) -> str:
+        """The policy whose rule denied the call; empty when allowed, or when the store did not decide."""
+        return self.policies[self._reply["refusedBy"] - 1] if self._reply is not None and not self.allowed else ""
 
     @property
     def retry_at(self) -> datetime | None:
         """The first instant at which the same call would pass, all else unchanged; None: now, or never by waiting."""
-        if self._reply:
-            retry = self._reply[3]
+        if self._reply is not None:
+            retry = self._reply["retryAt"]
             return None if retry <= 0 else instant(retry)
         if self._local_retry_after is None:
             return None
@@ -64,70 +89,91 @@ class Verdict:
     @property
     def retry_after(self) -> timedelta | None:
         """How long until `retry_at`, by the store's clock at the time of the verdict."""
-        if self._reply:
-            retry = self._reply[3]
-            return None if retry <= 0 else timedelta(milliseconds=retry - self._reply[4])
+        if self._reply is not None:
+            retry = self._reply["retryAt"]
+            return None if retry <= 0 else timedelta(milliseconds=retry - self._reply["now"])
         return self._local_retry_after
 
     @property
     def permanent(self) -> bool:
         """Whether a denied call would be denied at any time (its cost is above a limit, a circuit is forced open)."""
-        return bool(self._reply) and not self.allowed and self._reply[3] == _NEVER
+        return self._reply is not None and not self.allowed and self._reply["retryAt"] == _NEVER
 
     @property
     def judged_at(self) -> datetime | None:
         """The store's clock at the decision; None when the store did not decide."""
-        return instant(self._reply[4]) if self._reply else None
+        return instant(self._reply["now"]) if self._reply is not None else None
 
     @property
     def permit(self) -> str:
         """What a report about this call must carry; empty when there is nothing to report."""
-        return str(self._reply[5]) if self._reply else ""
+        return str(self._reply["permit"]) if self._reply is not None else ""
 
     @property
     def library_version(self) -> str:
         """Version of the function library that judged."""
-        return str(self._reply[6]) if self._reply else ""
+        return str(self._reply["library"]) if self._reply is not None else ""
 
     @property
     def replayed(self) -> bool:
         """Whether this is the first verdict of a repeated request, and nothing was charged again."""
-        return bool(self._reply) and self._reply[7] == 1
+        return self._reply is not None and bool(self._reply["replayed"])
 
     @property
     def next_call_at(self) -> datetime | None:
         """When the spacing admits the next call, after an admitted one."""
-        return instant(self._reply[8]) if self._reply and self._reply[8] else None
+        return instant(self._reply["nextCallAt"]) if self._reply is not None and self._reply["nextCallAt"] else None
 
     @property
     def shadow(self) -> tuple[str, ...]:
         """Rules in Shadow mode that would have denied this call."""
-        return tuple(self._reply[9].split(",")) if self._reply and self._reply[9] else ()
+        if self._reply is None or _NO_SHADOW in self._reply.text:
+            return ()
+        return tuple(self._reply["shadow"])
 
     @property
     def config_hash(self) -> str:
         """Hash of the (first) policy that judged, as in its status."""
-        return str(self._reply[_HEAD]) if self._reply else ""
+        return str(self._reply["policies"][0]["hash"]) if self._reply is not None else ""
+
+    def is_of_config(self, config_hash: str) -> bool:
+        """Whether the (first) policy that judged has this hash; the document is not read for it."""
+        return self._reply is not None and f'"policies":[{{"hash":"{config_hash}"' in self._reply.text
+
+    @property
+    def breakers(self) -> tuple[BreakerName, ...]:
+        """State of each policy's circuit after the decision; empty when the store did not decide."""
+        return tuple(policy["breaker"] for policy in self._reply["policies"]) if self._reply is not None else ()
 
     @property
     def breaker(self) -> BreakerName | Literal[""]:
         """State of the (first) policy's circuit after the decision; empty when the store did not decide."""
-        return _BREAKERS[self._reply[_HEAD + 1]] if self._reply else ""
+        return self.breakers[0] if self._reply is not None else ""
 
     @property
     def limits(self) -> tuple[LimitState, ...]:
         """Every limit after the decision, in the order of the policies."""
-        if not self._reply:
-            return ()
-        found, at = [], _HEAD
-        for policy in self.policies:
-            count = self._reply[at + 2]
-            at += _POLICY
-            for _ in range(count):
-                name, amount, remaining, resets = self._reply[at : at + _LIMIT]
-                found.append(LimitState(name, amount, remaining, instant(resets) if resets else None, policy))
-                at += _LIMIT
-        return tuple(found)
+        return limit_states(self._reply, self.policies) if self._reply is not None else ()
+
+
+def limit_states(reply: Reply, policies: Sequence[str]) -> tuple[LimitState, ...]:
+    """Return the limits in a reply about these policies."""
+    return tuple(
+        _limit_state(limit, policy)
+        for policy, judged in zip(policies, reply["policies"], strict=True)
+        for limit in judged["limits"]
+    )
+
+
+def _limit_state(limit: dict[str, Any], policy: str) -> LimitState:
+    resets = limit["resetsAt"]
+    return LimitState(
+        name=limit["name"],
+        amount=limit["amount"],
+        remaining=limit["remaining"],
+        resets_at=instant(resets) if resets else None,
+        policy=policy,
+    )
 
 
 @dataclass(frozen=True, slots=True)

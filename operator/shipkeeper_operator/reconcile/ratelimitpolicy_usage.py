@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
-from shipkeeper.limits.store_state import Circuit, LimitUse, StoreState, SubjectUse
+from shipkeeper.limits.store_state import Circuit, StoreState, SubjectUse
+from shipkeeper.limits.verdict import LimitState
 from shipkeeper.resources.ratelimitpolicy import Limit, RateLimitPolicy
 from shipkeeper.resources.ratelimitpolicy_status import (
     BreakerState,
@@ -114,7 +115,7 @@ def _whole_second(instant: datetime | None) -> datetime | None:
 
 
 def _after_edit(
-    before: LimitStatus | None, now_defined: str, use: LimitUse
+    before: LimitStatus | None, now_defined: str, use: LimitState
 ) -> Literal["", "CountKept", "CountRestarted"]:
     if before is None or not before.definition:
         return ""

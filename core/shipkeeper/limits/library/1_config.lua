@@ -1,26 +1,31 @@
 -- Configuration: what the operator compiled, decoded once per version and kept.
 --
--- A config key holds "<40 hex: SHA-1 of the body> <13 digits: instant of the last loss of state> <body>". Each call
--- reads only that header; the body is fetched and decoded when the header is a new one.
+-- A config key holds "<40 hex: SHA-1 of the body> <13 digits: instant of the last loss of state> <body>". The header
+-- tells whether the policy that is kept is still the one that is stored.
 -- All instants are milliseconds since 1970-01-01 UTC. This library knows no calendar: the body holds tables.
 
 local VERSION = '@VERSION@'
 local HEADER = 55 -- 40 + 1 + 13 + 1
 local HEADER_END = '54' -- as text: Redis would format a number anew for each call
+-- Milliseconds for which a policy is used without a look at its header. A subject without a state makes it look at once, so
+-- that the first call after a loss of all data already notices.
+local TRUST = 1000
 local ROLLING_STEPS = 16
 
 -- Redis gives a library its globals when a function is called, not yet while it is loaded.
-local floor, max, min, huge, sub, byte, rep, call
+local floor, max, min, huge, sub, byte, rep, format, call, concat
 local FIELDS -- fields of a state record, by kind, as struct.pack writes them
 
 local function initialize()
   floor, max, min, huge = math.floor, math.max, math.min, math.huge
-  sub, byte, rep, call = string.sub, string.byte, string.rep, redis.call
+  sub, byte, rep, format, concat = string.sub, string.byte, string.rep, string.format, table.concat
+  call = redis.call
   FIELDS = {
-    C = 'I6I4', -- calendar: start of the window, units used
-    F = 'I6I4', -- first use: the same
+    W = 'I4', -- window of the calendar: units used; its start is in the head
+    F = 'I6I4', -- first use: start of the window, units used
     R = 'I6' .. rep('I4', ROLLING_STEPS + 1), -- rolling: number of the newest step, units in it and in the 16 before
     T = 'I8', -- burst: theoretical arrival time, in microseconds
+    B = '', -- breaker: stands for the kind of window that its circuit counts in
     S = 'I6', -- spacing: instant of the next admitted call
     N = 'I6', -- instant up to which the subject is registered
     Z = 'I2I2', -- lengths of what follows the values: circuit, reservations
@@ -43,43 +48,53 @@ local function limit_id(name)
   return (hex:gsub('..', function(pair) return string.char(tonumber(pair, 16)) end))
 end
 
-local WIDTH = { C = 2, F = 2, R = ROLLING_STEPS + 2, T = 1, S = 1, N = 1, Z = 2 }
+local WIDTH = { W = 1, F = 2, R = ROLLING_STEPS + 2, T = 1, B = 0, S = 1, N = 1, Z = 2 }
 
 -- Lay out a state: which records in which order, each with the place of its first value.
 local function lay_out(cfg)
-  local records, prefix, format, place = {}, {}, { '<' }, 1
+  local records, ids, formats, place = {}, {}, {}, 1
   local function record(kind, name)
     records[#records + 1] = { kind = kind, id = kind .. limit_id(name), place = place }
-    prefix[#prefix + 1] = kind .. limit_id(name)
-    format[#format + 1] = FIELDS[kind]
+    ids[#ids + 1], formats[#formats + 1] = kind .. limit_id(name), FIELDS[kind]
     place = place + WIDTH[kind]
     return place - WIDTH[kind]
   end
-  for _, limit in ipairs(cfg.limits) do
+  cfg.calendars, cfg.spans = {}, {}
+  local definitions = {}
+  for i, limit in ipairs(cfg.limits) do
+    definitions[i] = limit.name .. limit.kind .. (limit.window or limit.period or '')
     if limit.kind ~= 'X' then
       -- Steps of another length mean nothing to a rolling limit, so its period is part of the identity.
-      if limit.kind ~= 'C' then cfg.has_spans = true end
-      limit.at = record(limit.kind, limit.kind == 'R' and limit.name .. '/' .. limit.period or limit.name)
+      local name = limit.kind == 'R' and limit.name .. '/' .. limit.period or limit.name
+      limit.at = record(limit.kind == 'C' and 'W' or limit.kind, name)
+      records[#records].limit = limit
       if limit.burst then
-        limit.burst_at = record('T', limit.name)
         limit.interval = math.ceil(limit.period * 1000 / limit.amount) -- microseconds for one unit to come back
+        limit.burst_at = record('T', limit.name .. '/' .. limit.interval)
       end
+      local group = limit.kind == 'C' and cfg.calendars or cfg.spans
+      group[#group + 1] = limit
     end
   end
   if cfg.spacing then cfg.spacing.at = record('S', '') end
   if cfg.maxSubjects then cfg.subjects_at = record('N', '') end
-  cfg.lengths_at = record('Z', '')
+  if cfg.breaker then
+    record('B', (cfg.breaker.windowSize and 'calls' or '') .. (cfg.breaker.windowDuration or ''))
+    cfg.circuit_id = records[#records].id
+  end
+  -- Reservations say what they took by its place, so they hold for these very limits.
+  cfg.lengths_at = record('Z', concat(definitions, '\n'))
   cfg.records = records
-  cfg.prefix = string.char(#records) .. table.concat(prefix)
-  cfg.format = table.concat(format)
-  cfg.whole_format = '<c' .. #cfg.prefix .. sub(cfg.format, 2)
-  cfg.size = struct.size(cfg.format)
+  cfg.ids = string.char(#records) .. concat(ids)
+  cfg.format = concat(formats)
+  cfg.ids_size = #cfg.ids
+  cfg.starts_format = '<' .. rep('I6', #cfg.calendars)
+  cfg.head_size = cfg.ids_size + 6 * #cfg.calendars
+  cfg.size = cfg.head_size + struct.size('<' .. cfg.format)
   cfg.values = place - 1
   cfg.count = #cfg.limits
+  cfg.has_spans = #cfg.spans > 0
 end
-
--- The end of a reservation's record in a state: 6_reservations.lua.
-local RESERVATION = 32 -- bytes: identity 16, end of the lease 6, cost 4, charged at 6
 
 local function lay_out_executions(cfg)
   local names, count = {}, 0
@@ -92,15 +107,16 @@ local function lay_out_executions(cfg)
   end
   cfg.executions = count
   if count > 0 then
-    cfg.execution_prefix = string.char(count) .. table.concat(names)
+    cfg.execution_prefix = string.char(count) .. concat(names)
     cfg.execution_format = '<' .. rep('I4', count)
     cfg.execution_ids = names
   end
 end
 
+local specialize -- 7_rules.lua
+
 local function decode(key, header)
-  local stored = call('GET', key)
-  local body = sub(stored, HEADER + 1)
+  local body = sub(call('GET', key), HEADER + 1)
   if redis.sha1hex(body) ~= sub(header, 1, 40) then
     return nil, redis.error_reply('SKCONFIG the policy in ' .. key .. ' does not match its hash')
   end
@@ -113,18 +129,23 @@ local function decode(key, header)
   lay_out_executions(cfg)
   statistics[key] = statistics[key] or { denied = {}, shadow = {}, busy = {}, tracked = 0, floor = 0, floor_until = 0 }
   cfg.statistics = statistics[key]
+  specialize(cfg)
   configs[key] = cfg
   return cfg
 end
 
--- Return the configuration of a policy, or nil and an error reply.
-local function load_config(key)
+-- Return the policy that is stored, or nil and an error reply.
+local function stored_config(key, now)
   local header = call('GETRANGE', key, '0', HEADER_END)
-  local cfg = configs[key]
-  if cfg and cfg.header == header then return cfg end
+  local cfg, failure = configs[key], nil
   if #header < HEADER then
     configs[key], statistics[key] = nil, nil
     return nil, redis.error_reply('SKNOCONFIG no policy in ' .. key)
   end
-  return decode(key, header)
+  if not cfg or cfg.header ~= header then
+    cfg, failure = decode(key, header)
+    if not cfg then return nil, failure end
+  end
+  cfg.checked = now
+  return cfg
 end

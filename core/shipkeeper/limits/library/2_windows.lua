@@ -41,23 +41,26 @@ local function next_opening(active, now)
   return runs[i + 5]
 end
 
-local rolls = {} -- kind -> function that brings a record to `now` and returns what is used
-
-function rolls.C(limit, v, now)
-  locate(limit, now)
-  local at = limit.at
-  local start = v[at]
-  -- The rule for rollover and for an edited period alike: the count stays when its window began within this one. One
-  -- that begins later was charged by a clock ahead of this (a failover can do that): it counts, nothing is given back.
-  if start < limit.window_start then
-    v[at], v[at + 1] = limit.window_start, 0
+-- Bring the policy to the calendar windows of `now`: what is the same for every call within all of them is made once.
+local function enter_windows(cfg, now)
+  local from, first_end, last_end, starts = 0, huge, 0, {}
+  for i, limit in ipairs(cfg.calendars) do
+    locate(limit, now)
+    starts[i] = limit.window_start
+    from, first_end, last_end = max(from, limit.window_start), min(first_end, limit.window_end), max(last_end, limit.window_end)
+    limit.tail = format(',"resetsAt":%d%s', limit.window_end, limit.after)
   end
-  return v[at + 1]
+  cfg.windows_from, cfg.windows_until = from, first_end
+  cfg.calendar_end, cfg.calendar_text = last_end, format('%d', last_end)
+  cfg.head = cfg.ids .. struct.pack(cfg.starts_format, unpack(starts))
 end
+
+local rolls = {} -- kind -> function that brings a record to `now` and returns what is used
 
 function rolls.F(limit, v, now)
   local at = limit.at
-  if now >= v[at] + limit.period then v[at], v[at + 1] = now, 0 end
+  -- While nothing is counted no window runs, even if a state was written.
+  if now >= v[at] + limit.period or v[at + 1] == 0 then v[at], v[at + 1] = now, 0 end
   return v[at + 1]
 end
 
@@ -96,7 +99,6 @@ end
 
 -- When all units are back; 0 when none is used or when time does not bring them back.
 local function resets_at(limit, v, used)
-  if limit.kind == 'C' then return limit.window_end end
   if used == 0 or limit.kind == 'X' then return 0 end
   if limit.kind == 'F' then return v[limit.at] + limit.period end
   for i = 0, ROLLING_STEPS do
@@ -105,19 +107,29 @@ local function resets_at(limit, v, used)
   return 0
 end
 
-local function charge(limit, v, cost, now)
+local UNITS = 4294967295 -- a rule in Shadow mode counts on above its amount, but no further than its field
+
+-- Charge a limit whose windows are not those of the calendar.
+local function charge_span(limit, v, cost, now)
   local at = limit.at
-  v[at + 1] = min(v[at + 1] + cost, 4294967295)
-  if limit.burst then v[limit.burst_at] = max(v[limit.burst_at], now * 1000) + cost * limit.interval end
+  v[at + 1] = min(v[at + 1] + cost, UNITS)
+  if limit.burst then
+    local full = now * 1000 + limit.burst * limit.interval -- a rule in Shadow mode goes no further
+    v[limit.burst_at] = min(max(v[limit.burst_at], now * 1000) + cost * limit.interval, full)
+  end
 end
 
 -- Give back what was charged at an instant, where that instant's window is still the current one.
-local function refund(limit, v, cost, charged_at)
+local function refund(limit, v, cost, charged_at, now, later_start)
   local at = limit.at
-  if limit.kind == 'R' then
+  if limit.kind == 'C' then
+    if (later_start or limit.window_start) <= charged_at then v[at] = max(0, v[at] - cost) end
+  elseif limit.kind == 'R' then
     local i = v[at] - floor(charged_at / limit.step)
     if i >= 0 and i <= ROLLING_STEPS then v[at + 1 + i] = max(0, v[at + 1 + i] - cost) end
-    if limit.burst then v[limit.burst_at] = max(0, v[limit.burst_at] - cost * limit.interval) end
+    if limit.burst then -- what time has given back since then is back already
+      v[limit.burst_at] = max(0, v[limit.burst_at] - max(0, cost * limit.interval - (now - charged_at) * 1000))
+    end
   elseif v[at] <= charged_at then
     v[at + 1] = max(0, v[at + 1] - cost)
   end

@@ -13,20 +13,18 @@ local function next_generation(circuit, now)
   circuit.since = now
 end
 
--- Drop the permits of probes that did not report in time (their owner died); return how many are out, and the first
--- instant at which one comes back.
+-- Drop the permits of probes that did not report in time (their owner died); return how many are out, and the instants
+-- at which they come back.
 local function live_permits(circuit, now)
-  local kept, count, first = {}, 0, huge
+  local kept, expiries = {}, {}
   for i = 1, #circuit.permits, PERMIT do
     local expires = struct.unpack('<I6', circuit.permits, i + 4)
     if expires > now then
-      count = count + 1
-      kept[count] = sub(circuit.permits, i, i + PERMIT - 1)
-      first = min(first, expires)
+      kept[#kept + 1], expiries[#expiries + 1] = sub(circuit.permits, i, i + PERMIT - 1), expires
     end
   end
-  circuit.permits = table.concat(kept)
-  return count, first
+  circuit.permits = concat(kept)
+  return #kept, expiries
 end
 
 -- Whether a call may pass now: nil, or a reason and the instant from which it would (-1: time does not help).
@@ -37,8 +35,11 @@ local function breaker_refuses(b, circuit, now)
     if now < circuit.open_until then return 'CircuitOpen', circuit.open_until end
     return nil
   end
-  local count, first = live_permits(circuit, now)
-  if count >= b.permits then return 'ProbeUnderWay', first end
+  local count, expiries = live_permits(circuit, now)
+  if count >= b.permits then
+    table.sort(expiries)
+    return 'ProbeUnderWay', expiries[count - b.permits + 1] -- fewer permits than are out, after an edit
+  end
   return nil
 end
 

@@ -15,45 +15,40 @@ local function report(keys, args)
   for permit in permits:gmatch('[^,]+') do
     i = i + 1
     if i > n then break end
-    local cfg, failure = load_config(args[i])
-    if not cfg then return failure end
-    local counted = false
-    local state = cfg.breaker and load_state(cfg, keys[i], {})
-    if state and permit:find('^%d+%.?%d*$') then
-      counted = breaker_takes(cfg.breaker, state, permit, outcome, duration, now)
-      if counted then save_state(cfg, state, now) end
+    local account, counted = blank_account(i), false
+    local failure = open_account(account, keys[i], args[i], '', now, true)
+    if failure then return failure end
+    local cfg = account.cfg
+    if cfg.breaker and permit:find('^%d+%.?%d*$') then
+      counted = breaker_takes(cfg.breaker, account, permit, outcome, duration, now)
+      if counted then save_state(cfg, account, now) end
     end
     reply[#reply + 1] = counted and 1 or 0
-    reply[#reply + 1] = state and breaker_view(cfg, state) or 4
-    reply[#reply + 1] = state and state.circuit and state.circuit.open_until or 0
+    reply[#reply + 1] = breaker_view(cfg, account.circuit)
+    reply[#reply + 1] = account.circuit and account.circuit.open_until or 0
   end
   return reply
 end
 
 -- End a reservation. Both: KEYS as acquire; ARGV: a config key for each, then the reservation's identity, the execution
--- it named, and (to give up a breaker's permit as well) the verdict's permit.
+-- it named (the reservation knows it too), and (to give up a breaker's permit as well) the verdict's permit.
 -- Reply: Committed, Cancelled, or Unknown: it was ended before, or its lease ran out and its units are back.
 local function settle(keys, args, commits)
   local n = #keys
-  local identity, execution, permits = args[n + 1] or '', args[n + 2] or '', args[n + 3] or ''
+  local identity, permits = args[n + 1] or '', args[n + 3] or ''
   local now, found = floor(now_microseconds() / 1000), false
-  local accounts, failure = open_accounts(keys, args, execution, now, true)
-  if not accounts then return failure end
-  for _, account in ipairs(accounts) do
-    local cfg, state = account.cfg, account.state
-    local cost, charged_at = take_reservation(state, identity)
+  local failure = open_accounts(keys, args, n, '', now, true)
+  if failure then return failure end
+  for i = 1, n do
+    local account = accounts[i]
+    local cost, charged_at, of_execution = take_reservation(account, identity)
     if cost then
       found = true
       if not commits then
-        give_back(cfg, state, cost, charged_at)
-        for _, limit in ipairs(cfg.limits) do
-          if limit.kind == 'X' then
-            account.execution[limit.at] = max(0, account.execution[limit.at] - cost)
-          end
-        end
-        if account.execution then save_execution(cfg, state.key, execution, account.execution, now) end
+        give_back(account, cost, charged_at, now)
+        give_back_execution(account, of_execution, cost, true)
       end
-      save_state(cfg, state, now)
+      save_state(account.cfg, account, now)
     end
   end
   if found and not commits and permits ~= '' then
@@ -83,7 +78,7 @@ end
 -- shadow denials by rule since the library was loaded, and the state keys of the subjects nearest to a limit.
 local function status(keys, args)
   local now = floor(now_microseconds() / 1000)
-  local cfg = load_config(args[1])
+  local cfg = stored_config(args[1], now)
   if not cfg then return { VERSION, '', 0, now, 0, {}, {}, {} } end
   -- The header alone was compared: hash what is really stored.
   local hash = redis.sha1hex(sub(call('GET', args[1]), HEADER + 1))
@@ -95,14 +90,14 @@ end
 -- The circuit breaker of a subject. KEYS: a state key. ARGV: a config key. Reply: state, since, open until, permits in
 -- use, consecutive failures, last trip.
 local function circuit(keys, args)
-  local cfg, failure = load_config(args[1])
-  if not cfg then return failure end
-  if not cfg.breaker then return {} end
-  local state = load_state(cfg, keys[1], {})
-  local c = state.circuit
-  if not c then return { breaker_view(cfg, state), 0, 0, 0, 0, 0 } end
-  local permits = live_permits(c, floor(now_microseconds() / 1000))
-  return { breaker_view(cfg, state), c.since, c.open_until, permits, c.failures, c.trip }
+  local account, now = blank_account(1), floor(now_microseconds() / 1000)
+  local failure = open_account(account, keys[1], args[1], '', now, false)
+  if failure then return failure end
+  if not account.cfg.breaker then return {} end
+  local c, view = account.circuit, breaker_view(account.cfg, account.circuit)
+  if not c then return { view, 0, 0, 0, 0, 0 } end
+  local permits = live_permits(c, now)
+  return { view, c.since, c.open_until, permits, c.failures, c.trip }
 end
 
 local function version() return VERSION end
