@@ -5,6 +5,8 @@ that failed fails again.
 """
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -45,6 +47,10 @@ def problem_of(error: StoreError, address: StoreAddress) -> Problem:
 class _Connection:
     store: AsyncStore
     used_at: float
+    hung: StoreError | None = None
+    """Why the last reading got no answer in time; None: it got one."""
+    readings: int = 0
+    """Readings under way."""
 
 
 @dataclass
@@ -77,6 +83,29 @@ class Stores:
 
     async def at(self, address: StoreAddress) -> AsyncStore:
         """Return the connection to a store; closes those that nobody uses any more. Raises StoreError."""
+        return (await self._known(address)).store
+
+    @asynccontextmanager
+    async def reading(self, address: StoreAddress) -> AsyncIterator[AsyncStore]:
+        """Give the connection to a store for one reading.
+
+        Of a store that hangs one policy at a time finds out whether it still does; the others are told at once, or
+        they would keep every worker waiting, and the policies of other stores with them. Raises StoreError.
+        """
+        known = await self._known(address)
+        if known.hung is not None and known.readings:
+            raise StoreError(known.hung.failure, known.hung.where)
+        known.readings += 1
+        try:
+            yield known.store
+            known.hung = None
+        except StoreError as error:
+            known.hung = error if error.failure is StoreFailure.TIMEOUT else None
+            raise
+        finally:
+            known.readings -= 1
+
+    async def _known(self, address: StoreAddress) -> _Connection:
         now = time.monotonic()
         for other in [each for each, known in self._connections.items() if now - known.used_at > _UNUSED_SECONDS]:
             await self._connections.pop(other).store.close()
@@ -85,7 +114,7 @@ class Stores:
             known = _Connection(AsyncStore(address, timeout=_TIMEOUT_SECONDS), now)
             self._connections[address] = known
         known.used_at = now
-        return known.store
+        return known
 
     async def close(self) -> None:
         """Close every connection."""

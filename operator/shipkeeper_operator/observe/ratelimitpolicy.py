@@ -41,9 +41,9 @@ async def observe(resource: RateLimitPolicy, reader: ClusterReader) -> ObservedS
     except _SecretProblemError as error:
         return replace(_remembered(memory), problem=error.problem)
     try:
-        store = await STORES.at(address)
-        state = await read_store(store, policy_keys(resource))
-        uses = await _uses(resource, store, state)
+        async with STORES.reading(address) as store:
+            state = await read_store(store, policy_keys(resource))
+            uses = await _uses(resource, store, state)
     except StoreError as error:
         memory.secret_read_at = float("-inf")
         return replace(_remembered(memory), address=address, problem=problem_of(error, address))

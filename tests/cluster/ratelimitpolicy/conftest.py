@@ -30,10 +30,10 @@ class Policy:
         manifest["spec"] = {name: value for name, value in spec.items() if value is not None}
         self.kubectl.apply(manifest)
 
-    def put_secret(self, url: str, key: str = "url") -> None:
+    def put_secret(self, url: str, key: str = "url", name: str = "birthday-redis") -> None:
         """Create or replace the Secret with the store's URL."""
         data = {key: base64.b64encode(url.encode()).decode()}
-        metadata = {"name": "birthday-redis", "namespace": self.namespace}
+        metadata = {"name": name, "namespace": self.namespace}
         self.kubectl.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data})
 
     def get(self) -> dict[str, Any]:

@@ -196,6 +196,30 @@ def test_a_stopped_server(policy: FaultyPolicy, server: RedisServer, measured: M
         measured("enforced_seconds", policy.seconds_until_said(*ENFORCED, since=resumed_at))
 
 
+def test_a_store_that_hangs_holds_up_no_policy_of_another(
+    policy: FaultyPolicy, server: RedisServer, measured: Measured
+) -> None:
+    """Forty policies wait for a store that hangs, with eight workers."""
+    with RedisServer() as hanging:
+        policy.put_secret(hanging.url, name="hanging")
+        hanging.pause()
+        policy.enforce(server.url)
+        manifest = policy.get()
+        del manifest["status"]
+        manifest["spec"]["store"] = {"urlFrom": {"name": "hanging", "key": "url"}}
+        names = [f"waiting-{number}" for number in range(40)]
+        policy.kubectl.apply(
+            *({**manifest, "metadata": {"name": name, "namespace": policy.namespace}} for name in names)
+        )
+        time.sleep(6)
+        with policy.client() as limiter, server.client() as admin:
+            for _ in range(3):
+                admin.function_flush()
+                lost_at = time.monotonic()
+                measured("verdicts_again_seconds", policy.seconds_until_verdicts(limiter, since=lost_at))
+        hanging.resume()
+
+
 def fill(server: RedisServer) -> None:
     with server.client() as admin:
         admin.config_set("maxmemory", "1")
