@@ -160,6 +160,18 @@ async def install_config(
     """Store a compiled policy. `state_lost_at` is when counters were last lost, if they were. Raises StoreError."""
     loss = round(state_lost_at.timestamp() * 1000) if state_lost_at else 0
     await _checked(store, "SET", keys.config, f"{policy.hash} {loss:013d} {policy.body.decode()}")
+    await _let_library_look(store, await _holder(store, keys), keys)
+
+
+async def _holder(store: AsyncStore, keys: PolicyKeys) -> Primary:
+    """Return the primary that holds a policy and its counters."""
+    address = await store.primary_of(keys.config)
+    return next(primary for primary in await store.primaries() if primary.address == address)
+
+
+async def _let_library_look(store: AsyncStore, holder: Primary, keys: PolicyKeys) -> None:
+    """Make the library look at the stored policy now; it trusts the one it keeps for a second otherwise."""
+    await _library(store, holder, "shipkeeper_status", keys.config)
 
 
 async def remove_policy(store: AsyncStore, keys: PolicyKeys) -> int:
@@ -168,13 +180,13 @@ async def remove_policy(store: AsyncStore, keys: PolicyKeys) -> int:
     Walks the keyspace in small steps and unlinks, so that a shared Redis is never blocked.
     """
     # First the policy: without it no call makes a new counter.
-    removed = int(await _checked(store, "UNLINK", keys.config, keys.subjects))
-    holder = await store.primary_of(keys.config)
-    target = next(primary.target for primary in await store.primaries() if primary.address == holder)
+    removed, holder = int(await _checked(store, "UNLINK", keys.config)), await _holder(store, keys)
+    await _let_library_look(store, holder, keys)
+    removed += int(await _checked(store, "UNLINK", keys.subjects))
     cursor, pattern = "0", _escaped(keys.states) + "*"
     while True:
         command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
-        cursor, found = await _checked(store, *command, target=target)
+        cursor, found = await _checked(store, *command, target=holder.target)
         if found:
             removed += int(await _checked(store, "UNLINK", *found))
         if str(cursor) == "0":
