@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -26,11 +27,24 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
     return make_tls(tmp_path_factory.mktemp("tls"))
 
 
+@contextmanager
+def running(name: str, tls: ServerTls) -> Iterator[RedisServer]:
+    with RedisServer(program=server_program(name), tls=tls) as server:
+        install(server, "limits", BY_DAY)
+        yield server
+
+
 @pytest.fixture(scope="module", params=SERVERS)
 def server(request: pytest.FixtureRequest, tls: ServerTls) -> Iterator[RedisServer]:
-    """A server that speaks TLS alone, with a policy on it."""
-    with RedisServer(program=server_program(request.param), tls=tls) as server:
-        install(server, "limits", BY_DAY)
+    """Each server in turn: it speaks TLS alone and has a policy."""
+    with running(request.param, tls) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def any_server(tls: ServerTls) -> Iterator[RedisServer]:
+    """One of them, for what the client alone decides."""
+    with running(SERVERS[-1], tls) as server:
         yield server
 
 
@@ -63,9 +77,9 @@ def test_a_private_authority_is_named_by_a_file(server: RedisServer) -> None:
     assert failures(server.url) == ("", "")
 
 
-def test_a_private_authority_is_given_in_the_url_itself(server: RedisServer, tls: ServerTls) -> None:
+def test_a_private_authority_is_given_in_the_url_itself(any_server: RedisServer, tls: ServerTls) -> None:
     """For who has no file system to put it on: the operator reads the URL from a Secret."""
-    url = f"{without_options(server)}?ssl_ca_data={quote(tls.authority.read_text())}"
+    url = f"{without_options(any_server)}?ssl_ca_data={quote(tls.authority.read_text())}"
     asyncio.run(install_policy(url, spec_of(BY_DAY), namespace=NAMESPACE, name="limits"))
     assert failures(url) == ("", "")
 
@@ -75,20 +89,20 @@ def test_what_an_authority_did_not_sign_is_not_trusted(server: RedisServer, othe
     assert failures(without_options(server)) == ("TlsFailed", "TlsFailed")
 
 
-def test_a_certificate_is_for_one_host_unless_the_url_says_otherwise(server: RedisServer) -> None:
-    url = server.url.replace("127.0.0.1", "localhost")
+def test_a_certificate_is_for_one_host_unless_the_url_says_otherwise(any_server: RedisServer) -> None:
+    url = any_server.url.replace("127.0.0.1", "localhost")
     assert failures(url) == ("TlsFailed", "TlsFailed")
     assert failures(f"{url}&ssl_check_hostname=true") == ("TlsFailed", "TlsFailed")
     assert failures(f"{url}&ssl_check_hostname=false") == ("", "")
 
 
-def test_nothing_is_verified_where_the_url_says_so(server: RedisServer) -> None:
-    assert failures(f"{without_options(server)}?ssl_cert_reqs=none") == ("", "")
+def test_nothing_is_verified_where_the_url_says_so(any_server: RedisServer) -> None:
+    assert failures(f"{without_options(any_server)}?ssl_cert_reqs=none") == ("", "")
 
 
 @pytest.mark.parametrize("option", ["ssl_ca_certs=/nowhere/ca.crt", "ssl_certfile=/nowhere/tls.crt"])
-def test_a_file_that_is_missing_is_a_matter_of_tls(server: RedisServer, option: str) -> None:
-    assert failures(f"{without_options(server)}?{option}") == ("TlsFailed", "TlsFailed")
+def test_a_file_that_is_missing_is_a_matter_of_tls(any_server: RedisServer, option: str) -> None:
+    assert failures(f"{without_options(any_server)}?{option}") == ("TlsFailed", "TlsFailed")
 
 
 def test_a_client_without_tls_finds_nobody(server: RedisServer) -> None:
