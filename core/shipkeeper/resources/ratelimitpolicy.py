@@ -75,6 +75,7 @@ _EXECUTION_ALIGNMENT = "period Execution has no alignment: leave alignment at it
 _WEEK_START = "weekStart has an effect only with period Week and alignment Calendar; remove it"
 _RESET_AT = "resetAt has an effect only with period Day, Week or Month and alignment Calendar; remove it"
 _BURST_ALIGNMENT = "burst needs alignment Rolling, where units come back evenly over the period"
+_RESERVED_NAME = "name must not be spacing, reservations, config or store: verdicts use these words for other rules"
 _BURST_ORDER = "burst must not be above amount"
 
 
@@ -101,11 +102,13 @@ class Limit(ResourceModel):
             ),
             cel("!has(self.burst) || self.alignment == 'Rolling'", _BURST_ALIGNMENT),
             cel("!has(self.burst) || self.burst <= self.amount", _BURST_ORDER),
+            cel("!(self.name in ['spacing', 'reservations', 'config', 'store'])", _RESERVED_NAME),
         )
     )
 
     name: LimitName
-    """Identity of the counter; verdicts, metrics and status name the limit by it."""
+    """Identity of the counter; verdicts, metrics and status name the limit by it. Not one of spacing, reservations,
+    config and store, which verdicts use for other rules."""
     amount: int = Field(ge=1, le=MAX_AMOUNT)
     """Units per period. A call costs one unit unless it says otherwise."""
     period: str = Field(pattern=_PERIOD_PATTERN, min_length=2, max_length=32)
@@ -138,6 +141,7 @@ class Limit(ResourceModel):
             _RESET_AT: self.reset_at != "00:00" and not (self.period in ("Day", "Week", "Month") and calendar),
             _BURST_ALIGNMENT: self.burst is not None and self.alignment != "Rolling",
             _BURST_ORDER: self.burst is not None and self.burst > self.amount,
+            _RESERVED_NAME: self.name in ("spacing", "reservations", "config", "store"),
         }
         for message, is_broken in broken.items():
             if is_broken:

@@ -105,6 +105,14 @@ CASES = (
         {"period": "Day", "alignment": "Rolling", "burst": 11},
         {"period": "Day", "alignment": "Rolling", "burst": 10},
     ),
+    *(
+        _limit(
+            "name must not be spacing, reservations, config or store",
+            {"name": word, "period": "Day"},
+            {"name": f"{word}s", "period": "Day"},
+        )
+        for word in ("spacing", "reservations", "config", "store")
+    ),
     _field("spec.spacing.min", "spacing.min must not be above spacing.max", "181s", "3m"),
     RuleCase(
         rule="spec.spacing",

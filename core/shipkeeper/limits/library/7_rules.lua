@@ -352,7 +352,7 @@ local function compile_usual(cfg)
   local function value(i) return 'u' .. format('%d', i) end
   local code, parts = each_limit(cfg, value), {}
   for _, limit in ipairs(cfg.limits) do
-    if limit.mode ~= 'Enforce' or limit.amount < 1 then return end
+    if limit.mode ~= 'Enforce' then return end
   end
   parts.read, parts.write = code_of_values(cfg, value)
   for _, part in ipairs({ 'names', 'bind', 'charge' }) do parts[part] = concat(code[part], '\n  ') end
