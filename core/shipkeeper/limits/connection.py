@@ -206,10 +206,12 @@ class AsyncStore:
         try:
             async with asyncio.timeout(self.timeout):
                 await self._send_and_read(batch)
-        except (*_TROUBLE, asyncio.CancelledError) as error:
+        except BaseException as error:
             for exchange in batch:
                 if not exchange.reply.done():
                     exchange.reply.set_exception(error)
+            if not isinstance(error, _TROUBLE):
+                raise
 
     async def _send_and_read(self, batch: "Sequence[_Exchange]") -> None:
         """Send packed commands and read a reply for each: what the client does, without what it does around it.

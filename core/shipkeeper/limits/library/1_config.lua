@@ -121,6 +121,11 @@ local function decode(key, header)
     return nil, redis.error_reply('SKCONFIG the policy in ' .. key .. ' does not match its hash')
   end
   local cfg = cjson.decode(body)
+  for _, limit in ipairs(cfg.limits) do
+    if not limit.name:find('^[%w-]+$') then -- names become part of code and of verdicts
+      return nil, redis.error_reply('SKCONFIG the policy in ' .. key .. ' has a limit of an impossible name')
+    end
+  end
   cfg.header = header
   cfg.hash = sub(header, 1, 40)
   cfg.loss = tonumber(sub(header, 42, 54))
