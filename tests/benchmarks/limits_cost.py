@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -133,8 +132,8 @@ def server_use(client: redis.Redis) -> ServerUse:
     return ServerUse(cpu_microseconds=seconds * 1e6, reads=int(info["total_reads_processed"]))
 
 
-def pipelined_cost(server: RedisServer, works: Mapping[str, Workload], rounds: int) -> dict[str, float]:
-    """Return microseconds of Redis' main thread for one call of each kind, medians over the rounds."""
+def pipelined_cost(server: RedisServer, works: Mapping[str, Workload], rounds: int) -> dict[str, list[float]]:
+    """Return microseconds of Redis' main thread for one call of each kind, in each round."""
     taken: dict[str, list[float]] = {}
     with server.client() as client:
         for turn in range(rounds + 1):
@@ -151,7 +150,7 @@ def pipelined_cost(server: RedisServer, works: Mapping[str, Workload], rounds: i
                 taken.setdefault(name, []).append(used / _CALLS)
                 if name in works and (wrong := works[name].unexpected(replies)):
                     print(f"{wrong} of {_CALLS} pipelined calls had another verdict than they should: {name}")
-    return {name: statistics.median(each[1:]) for name, each in taken.items()}
+    return {name: each[1:] for name, each in taken.items()}  # the first round warms up
 
 
 async def memory_per_subject(subjects: int, amounts: Sequence[int]) -> dict[int, float]:
