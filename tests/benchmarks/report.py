@@ -146,16 +146,12 @@ def write_picture(path: Path, chart: Chart, machine: Machine) -> None:
     axes.patch.set_visible(False)
     axes.xaxis.set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=9)
-    axes.set_title(f"{chart.title} ({chart.unit})", loc="left", fontsize=11, fontweight="bold")
-    figure.supxlabel(_wrapped(machine.text), fontsize=7, x=0.01, ha="left")
+    figure.suptitle(f"{chart.title} ({chart.unit})", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.supxlabel(machine.text.replace("; ", "\n"), fontsize=7, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None, "Title": chart.title})
     drawing = path.read_text()
     path.write_text(drawing.replace("<defs>", f"{_STYLE}\n <defs>", 1))
-
-
-def _wrapped(text: str) -> str:
-    return text.replace("; ", "\n")
 
 
 def write_json(path: Path, machine: Machine, targets: Sequence[Target], figures: Mapping[str, Any]) -> None:
