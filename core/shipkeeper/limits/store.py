@@ -21,6 +21,8 @@ from .verdict import Reply, instant, limit_states
 
 DEFAULT_TIMEOUT = timedelta(seconds=2)
 _SCAN_COUNT = 500
+# Until then calls are told that the policy has expired, which says more than that there is none.
+_KEPT_AFTER_ITS_END = timedelta(days=30)
 # A server in such a state answers reads as ever, and no call can be charged on it.
 _REFUSALS = frozenset(
     {
@@ -157,9 +159,14 @@ async def install_library(store: AsyncStore, *, text: str | None = None) -> None
 async def install_config(
     store: AsyncStore, keys: PolicyKeys, policy: CompiledPolicy, *, state_lost_at: datetime | None = None
 ) -> None:
-    """Store a compiled policy. `state_lost_at` is when counters were last lost, if they were. Raises StoreError."""
+    """Store a compiled policy. `state_lost_at` is when counters were last lost, if they were. Raises StoreError.
+
+    A policy that nobody renews or removes is gone some time after its tables end.
+    """
     loss = round(state_lost_at.timestamp() * 1000) if state_lost_at else 0
-    await _checked(store, "SET", keys.config, f"{policy.hash} {loss:013d} {policy.body.decode()}")
+    stored = f"{policy.hash} {loss:013d} {policy.body.decode()}"
+    expiry = round((policy.valid_until + _KEPT_AFTER_ITS_END).timestamp() * 1000)
+    await _checked(store, "SET", keys.config, stored, "PXAT", expiry)
     await _let_library_look(store, await _holder(store, keys), keys)
 
 

@@ -239,6 +239,29 @@ def test_a_damaged_policy_is_refused(timed: TimedPolicyMaker) -> None:
     assert (verdict.allowed, verdict.store_failure) == (False, "ConfigDamaged")
 
 
+@pytest.mark.parametrize(
+    "foreign", [b"", b"hello", b"\x01S1234\x00\x00\x00\x00\x00\x00", b"\x01Z1234\x00", bytes(200), None]
+)
+def test_what_is_no_state_under_a_key_of_ours_makes_way(timed: TimedPolicyMaker, foreign: bytes | None) -> None:
+    policy = timed(per_day(3), NOW)
+    if foreign is None:
+        policy.connection.rpush(policy.state_key(), "a list")
+    else:
+        policy.connection.set(policy.state_key(), foreign)
+    verdicts = [policy.limiter.acquire() for _ in range(4)]
+    assert [verdict.allowed for verdict in verdicts] == [True, True, True, False]
+
+
+def test_a_policy_in_shadow_mode_counts_no_further_than_its_field(timed: TimedPolicyMaker) -> None:
+    policy = timed(per_day(3) | {"mode": "Shadow"}, NOW)
+    most = 2**32 - 1
+    assert policy.limiter.acquire(cost=most).shadow == ("day",)
+    assert policy.limiter.acquire(cost=most).shadow == ("day",)
+    policy.store(per_day(3), NOW)
+    assert not policy.limiter.acquire().allowed
+    assert left(policy) == {"day": 0}
+
+
 def test_every_key_expires_when_it_no_longer_matters(redis_server: RedisServer, policy_name: str) -> None:
     rolling = {"name": "rolling", "amount": 9, "period": "1h", "alignment": "Rolling"}
     first = {"name": "first", "amount": 9, "period": "2h", "alignment": "FirstUse"}

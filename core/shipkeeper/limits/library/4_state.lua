@@ -7,23 +7,23 @@
 
 -- Take a stored head apart: what is at which place, or nil where it is none (foreign data under our key).
 local function read_head(stored)
-  local count, old, formats, calendars, place = byte(stored, 1), {}, {}, 0, 1
-  for i = 1, count or 0 do
+  local count, old, formats, calendars, place, kind = byte(stored, 1) or 0, {}, {}, 0, 1, ''
+  for i = 1, count do
     local id = sub(stored, 2 + (i - 1) * 5, 6 + (i - 1) * 5)
-    local kind = sub(id, 1, 1)
+    kind = sub(id, 1, 1)
     if not FIELDS[kind] or #id < 5 then return nil end
     if kind == 'W' then calendars = calendars + 1 end
     old[id] = { place = place, calendar = calendars }
     formats[i] = FIELDS[kind]
     place = place + WIDTH[kind]
   end
-  local starts_at = 2 + (count or 0) * 5
+  if kind ~= 'Z' then return nil end -- the last record holds the lengths of what follows
+  local starts_at = 2 + count * 5
   local values_at = starts_at + calendars * 6
   local values = '<' .. concat(formats)
   local rest = values_at + struct.size(values)
-  if place == 1 or #stored < rest - 1 then return nil end
+  if #stored < rest - 1 then return nil end
   local from = { struct.unpack(values, stored, values_at) }
-  -- The last record holds the lengths of what follows.
   if #stored ~= rest - 1 + from[place - 2] + from[place - 1] then return nil end
   local starts = { struct.unpack('<' .. rep('I6', calendars), stored, starts_at) }
   return { records = old, values = from, starts = starts, rest = rest, lengths_at = place - 2 }
@@ -57,7 +57,8 @@ local function predecessor(head, record)
   return same
 end
 
--- Read a state of another layout: the policy was edited. What does not fit any more is forgotten; what does is kept by name and kind. Return whether there was anything to read.
+-- Read a state of another layout: the policy was edited. What does not fit any more is forgotten; what does is kept by
+-- name and kind. Return whether there was anything to read.
 local function adopt(cfg, stored, account)
   local head = read_head(stored)
   if not head then return false end

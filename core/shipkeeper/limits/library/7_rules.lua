@@ -207,12 +207,13 @@ end
 
 -- Code for one limit, where `value(i)` is the code for the i-th value of a state: expressions for what is used, for its
 -- part of a verdict, and statements that judge and charge.
-local function code_of(limit, i, value)
+local function code_of(cfg, limit, i, value)
   local name, amount, at = 'L' .. i, format('%d', limit.amount), limit.at
   local code, used = {}, format('used[%d]', i)
   if limit.kind == 'C' then
     used = value(at)
-    code.charge = format(limit.mode == 'Enforce' and '%s = %s + cost' or '%s = min(%s + cost, UNITS)', used, used)
+    local never_above = limit.mode == 'Enforce' and cfg.mode ~= 'Shadow'
+    code.charge = format(never_above and '%s = %s + cost' or '%s = min(%s + cost, UNITS)', used, used)
   elseif limit.kind == 'X' then
     used = format('(execution and execution[%d] or 0)', at)
     code.charge = format('execution[%d] = min(execution[%d] + cost, UNITS)', at, at)
@@ -224,18 +225,15 @@ local function code_of(limit, i, value)
   code.judge = limit.burst and judge_it or format('if %s then %s end', code.exceeds, judge_it)
   -- Of several calendar limits the one that frees last is binding.
   code.bind = format(
-    "if %s then frees = %s.window_end; if frees > retry then rule, retry = '%s', frees end end", code.exceeds, name, limit.name
+    "if %s then frees = %s.window_end; if frees > retry then rule, retry = '%s', frees end end",
+    code.exceeds, name, limit.name
   )
   code.ratio = format('%s / %s', used, amount)
-  local left = format('%s - %s', amount, used)
-  if limit.mode == 'Enforce' then
-    code.describe = format('(texts[%s] or text_of(%s))', left, left)
-  else
-    code.describe = format('text_of(%s)', left)
+  local left, tail = format('%s - %s', amount, used), name .. '.tail'
+  if limit.kind ~= 'C' then
+    tail = format("format(',\"resetsAt\":%%d%%s', resets_at(%s, v, %s), %s.after)", name, used, name)
   end
-  local tail = name .. '.tail'
-  if limit.kind ~= 'C' then tail = format("format(',\"resetsAt\":%%d%%s', resets_at(%s, v, %s), %s.after)", name, used, name) end
-  code.describe = code.describe .. ' .. ' .. tail
+  code.describe = format('(texts[%s] or text_of(%s)) .. %s', left, left, tail)
   return code
 end
 
@@ -265,14 +263,15 @@ local function each_limit(cfg, value)
   local parts = { names = {}, judge = {}, bind = {}, charge = {}, describe = {}, ratio = {}, exceeds = {} }
   for i, limit in ipairs(cfg.limits) do
     parts.names[i] = format('local L%d = limits[%d]', i, i)
-    for part, code in pairs(code_of(limit, i, value)) do parts[part][i] = code end
+    for part, code in pairs(code_of(cfg, limit, i, value)) do parts[part][i] = code end
   end
   return parts
 end
 
-local PARAMETERS = 'local judge_limit, charge_span, resets_at, text_of, min, max, format, pack, unpack_values, UNITS, '
-  .. 'limits, texts, draw_gap, store, wants_use, note_use, open_retry, count_denial, '
-  .. 'head_of_denial, cfg = ...\n'
+local PARAMETERS = [[
+local cfg, limits, texts, text_of, min, max, format, pack, unpack_values, UNITS, judge_limit, charge_span, resets_at,
+  draw_gap, store, wants_use, note_use, open_retry, count_denial, head_of_denial = ...
+]]
 
 local GENERAL = PARAMETERS .. [[
 @names
@@ -301,9 +300,8 @@ return read_values, write, judge_limits, charge_limits, describe, highest_ratio
 local function compiled(template, parts, cfg)
   local text = template:gsub('@([%l_]+)', parts)
   return assert(loadstring(text, '=policy'))(
-    judge_limit, charge_span, resets_at, text_of, min, max, format, struct.pack, struct.unpack, UNITS, cfg.limits, texts,
-    draw_gap, store, wants_use, note_use, open_retry, count_denial,
-    head_of_denial, cfg
+    cfg, cfg.limits, texts, text_of, min, max, format, struct.pack, struct.unpack, UNITS, judge_limit, charge_span,
+    resets_at, draw_gap, store, wants_use, note_use, open_retry, count_denial, head_of_denial
   )
 end
 
@@ -324,8 +322,8 @@ end
 -- nothing. It is made of the same lines, with locals in place of tables.
 local USUAL = PARAMETERS .. [[
 @names
-local function decide(key, stored, cost, now, now_text, microseconds)
-  local head = cfg.head
+local function decide(key, stored, now, now_text, microseconds)
+  local head, cost = cfg.head, 1
   local @read
   if @lengths > 0 @unregistered then return nil end
   if @exceeds then

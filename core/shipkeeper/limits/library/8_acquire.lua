@@ -188,7 +188,7 @@ local function decide_usual(key, config_key, now, microseconds)
   if active and not (active.open_from and now >= active.open_from and now < active.open_until) then return nil end
   local stored = redis.pcall('GET', key)
   if not stored or #stored ~= cfg.size or sub(stored, 1, cfg.head_size) ~= cfg.head then return nil, stored end
-  return cfg.decide(key, stored, 1, now, print_now(now), microseconds), stored
+  return cfg.decide(key, stored, now, print_now(now), microseconds), stored
 end
 
 -- KEYS: a state key for each policy. ARGV: a config key for each, then cost (1 where there is none), execution, request,
