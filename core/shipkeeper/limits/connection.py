@@ -5,7 +5,7 @@ are off, and every failure leaves as a `StoreError` with a named reason and with
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -130,6 +130,7 @@ class AsyncStore:
         self._sentinels: Sequence[Any] = ()  # clients of their own, which the master's client does not close
         self._waiting: list[_Exchange] = []
         self._batches: set[asyncio.Task[None]] = set()
+        self._in_flight = 0
 
     @property
     def where(self) -> str:
@@ -181,8 +182,25 @@ class AsyncStore:
         command = ("FCALL", function, len(keys), *keys, *arguments)
         if self.address.topology == "Cluster":
             return await self.execute(*command)
+        packed = _pack_command(command)
+        if self._in_flight:
+            return await self._exchange_with_others(packed)
+        return await self._answer(self._exchange_alone(packed))
+
+    async def _exchange_alone(self, packed: bytes) -> Any:
+        self._in_flight += 1
+        try:
+            return await self._send_and_read(packed, _read_one)
+        finally:
+            self._in_flight -= 1
+
+    async def _exchange_with_others(self, packed: bytes) -> Any:
+        """Send a command together with those of other tasks in this turn of the event loop: one round trip for all.
+
+        A decision is one call in the midst of a request, so its cost matters, and most of it is that of a round trip.
+        """
         loop = asyncio.get_running_loop()
-        exchange = _Exchange(_pack_command(command), loop.create_future())
+        exchange = _Exchange(packed, loop.create_future())
         if not self._waiting:
             loop.call_soon(self._send_waiting)
         self._waiting.append(exchange)
@@ -192,10 +210,6 @@ class AsyncStore:
             return await self._fail(error)
 
     def _send_waiting(self) -> None:
-        """Send what the tasks of this turn of the event loop have asked for together: one round trip for all of them.
-
-        A decision is one call in the midst of a request, so its cost matters, and most of it is that of a round trip.
-        """
         waiting, self._waiting = self._waiting, []
         for start in range(0, len(waiting), _BATCH):
             batch = asyncio.ensure_future(self._exchange(waiting[start : start + _BATCH]))
@@ -203,18 +217,25 @@ class AsyncStore:
             batch.add_done_callback(self._batches.discard)
 
     async def _exchange(self, batch: "Sequence[_Exchange]") -> None:
+        async def read_all(connection: Any) -> None:
+            for exchange in batch:
+                await _read_into(exchange.reply, connection)
+
+        self._in_flight += 1
         try:
             async with asyncio.timeout(self.timeout):
-                await self._send_and_read(batch)
+                await self._send_and_read([exchange.packed for exchange in batch], read_all)
         except BaseException as error:
             for exchange in batch:
                 if not exchange.reply.done():
                     exchange.reply.set_exception(error)
             if not isinstance(error, _TROUBLE):
                 raise
+        finally:
+            self._in_flight -= 1
 
-    async def _send_and_read(self, batch: "Sequence[_Exchange]") -> None:
-        """Send packed commands and read a reply for each: what the client does, without what it does around it.
+    async def _send_and_read(self, packed: bytes | list[bytes], read: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Send packed commands and read the replies: what the client does, without what it does around it.
 
         A connection that fails, or whose answer nobody waits for any more, closes itself and is opened anew by its
         next user.
@@ -224,9 +245,8 @@ class AsyncStore:
         pool = self._client.connection_pool
         connection = await pool.get_connection()
         try:
-            await connection.send_packed_command([exchange.packed for exchange in batch], check_health=False)
-            for exchange in batch:
-                await _read_into(exchange.reply, connection)
+            await connection.send_packed_command(packed, check_health=False)
+            return await read(connection)
         finally:
             await pool.release(connection)
 
@@ -268,6 +288,10 @@ class _Exchange(NamedTuple):
 
     packed: bytes
     reply: asyncio.Future[Any]
+
+
+async def _read_one(connection: Any) -> Any:
+    return await connection.read_response()
 
 
 async def _read_into(reply: asyncio.Future[Any], connection: Any) -> None:
