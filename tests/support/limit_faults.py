@@ -48,15 +48,21 @@ class StoreOfTest:
             sentinel_master=self.sentinel_master,
         )
 
-    def async_limiter(self, policy: str) -> AsyncLimiter:
+    def async_limiter(self, policy: str, *, namespace: str = NAMESPACE) -> AsyncLimiter:
         """Return a client for asyncio."""
         return AsyncLimiter.from_url(
             self.url,
-            namespace=NAMESPACE,
+            namespace=namespace,
             policy=policy,
             topology=self.topology,
             sentinel_master=self.sentinel_master,
         )
+
+    def client(self, kind: str, policy: str, *, namespace: str = NAMESPACE) -> "Asks":
+        """Return a client of the kind: sync or async."""
+        if kind == "sync":
+            return self.limiter(policy, namespace=namespace)
+        return Blocking(self.async_limiter(policy, namespace=namespace))
 
     def install(self, name: str, *, namespace: str = NAMESPACE, **document: Any) -> None:
         """Put the library and a policy of one limit a month on the store; `document` replaces its parts."""
@@ -145,7 +151,7 @@ def fail_policies(store: StoreOfTest, kind: str) -> Iterator[FailPolicies]:
     try:
         for action, settings in ACTIONS.items():
             store.install(action, onStoreUnavailable=settings | {"timeout": f"{TIMEOUT_SECONDS * 1000:.0f}ms"})
-            clients[action] = store.limiter(action) if kind == "sync" else Blocking(store.async_limiter(action))
+            clients[action] = store.client(kind, action)
             assert clients[action].acquire().config_hash
         yield FailPolicies(clients)
     finally:

@@ -40,6 +40,8 @@ _ClusterNode: Any = redis.cluster.ClusterNode
 _AsyncClusterNode: Any = redis.asyncio.cluster.ClusterNode
 _Sentinel: Any = redis.sentinel.Sentinel
 _AsyncSentinel: Any = redis.asyncio.sentinel.Sentinel
+_AnyCluster: Any = redis.RedisCluster
+_AnyAsyncCluster: Any = redis.asyncio.RedisCluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,24 @@ def _host_and_port(text: str, default_port: int) -> tuple[str, int]:
     return split.hostname, split.port or default_port
 
 
+# The client library asks a server for the keys of every FCALL: a second round trip for each decision, and from asyncio
+# always to the node that it met first, so that after its end no call would get through any more. The keys are known.
+
+
+class _Cluster(_AnyCluster):  # type: ignore[misc]
+    def determine_slot(self, *args: Any) -> Any:
+        if args[0] == "FCALL" and args[2]:
+            return self.keyslot(args[3])
+        return super().determine_slot(*args)
+
+
+class _AsyncCluster(_AnyAsyncCluster):  # type: ignore[misc]
+    async def _determine_slot(self, command: str, *args: Any) -> Any:
+        if command == "FCALL" and args[1]:
+            return self.keyslot(args[2])
+        return await super()._determine_slot(command, *args)
+
+
 def _common(timeout: float) -> dict[str, Any]:
     return {
         "socket_timeout": timeout,
@@ -145,7 +165,7 @@ class AsyncStore:
         if self.address.topology == "Cluster":
             options.pop("db")
             nodes = [_AsyncClusterNode(each, at) for each, at in self._endpoint.hosts]
-            return redis.asyncio.RedisCluster(startup_nodes=nodes, **options)
+            return _AsyncCluster(startup_nodes=nodes, **options)
         if self.address.topology == "Sentinel":
             settings = self._endpoint.of_sentinels(self.timeout) | {"retry": AsyncRetry(NoBackoff(), 0)}
             sentinel = _AsyncSentinel(list(self._endpoint.hosts), sentinel_kwargs=settings, **options)
@@ -253,7 +273,7 @@ class AsyncStore:
     async def primaries(self) -> tuple["Primary", ...]:
         """Return every primary of the store: one, or in a Cluster those the nodes agree on. Raises StoreError."""
         if self.address.topology != "Cluster":
-            await self.execute("PING")
+            await self.execute("TIME")  # unlike PING, answered also by a server that cannot save
             return (Primary(await self._primary_address(), None),)
         if self._client is None:
             self._client = self._connect()
@@ -330,7 +350,7 @@ class SyncStore:
         if self.address.topology == "Cluster":
             options.pop("db")
             nodes = [_ClusterNode(each, at) for each, at in self._endpoint.hosts]
-            return redis.RedisCluster(startup_nodes=nodes, **options)
+            return _Cluster(startup_nodes=nodes, **options)
         if self.address.topology == "Sentinel":
             settings = self._endpoint.of_sentinels(self.timeout) | {"retry": Retry(NoBackoff(), 0)}
             sentinel = _Sentinel(list(self._endpoint.hosts), sentinel_kwargs=settings, **options)

@@ -22,6 +22,7 @@ from support.limit_faults import (
     AMOUNT,
     SLACK_SECONDS,
     TIMEOUT_SECONDS,
+    Asks,
     Load,
     StoreOfTest,
     Switch,
@@ -162,6 +163,32 @@ def test_a_primary_without_the_library_fails_for_its_own_namespaces_alone() -> N
                 verdicts[namespace] = limiter.acquire().store_failure
         assert verdicts == {space: "LibraryMissing" if home is victim else "" for space, home in homes.items()}
         assert set(verdicts.values()) == {"LibraryMissing", ""}
+
+
+@KINDS
+def test_a_lost_primary_is_no_fault_for_the_namespaces_of_others(kind: str) -> None:
+    with redis_cluster() as servers, ExitStack() as later:
+        for server in servers:
+            with server.client() as admin:
+                admin.config_set("cluster-require-full-coverage", "no")
+        lost, *others = servers
+        store = StoreOfTest(url=others[0].url, topology="Cluster")
+        clients: dict[str, Asks] = {}
+        for number in range(12):
+            namespace = f"space-{number}"
+            if holder_of(servers, f"x:{{{namespace}}}:y") is not lost:
+                store.install("limits", namespace=namespace)
+                client = store.client(kind, "limits", namespace=namespace)
+                later.callback(client.close)
+                for _ in range(2):  # the first reads the policy, whose timeout may need new connections
+                    assert client.acquire().allowed
+                clients[namespace] = client
+        lost.kill()
+        assert {client.acquire().store_failure for client in clients.values()} == {""}
+        for server in others:
+            with server.client() as admin:
+                # One round trip for a decision: nobody asks a server which keys a call has.
+                assert "cmdstat_command|getkeys" not in admin.info("commandstats")
 
 
 def test_a_slot_that_moves_to_a_new_primary_without_the_library() -> None:
