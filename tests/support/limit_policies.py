@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,6 +48,15 @@ def milliseconds_at(text: str) -> int:
     return round(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
 
 
+def put_policy(
+    connection: redis.Redis, keys: PolicyKeys, document: dict[str, Any], now: int, *, state_lost_at: int = 0
+) -> str:
+    """Store a version of a policy, compiled as if it were this instant, and return its hash."""
+    compiled = compile_policy(spec_of(document), keys, now=datetime.fromtimestamp(now / 1000, UTC))
+    connection.set(keys.config, f"{compiled.hash} {state_lost_at:013d} {compiled.body.decode()}")
+    return compiled.hash
+
+
 @dataclass
 class TimedPolicy:
     """A policy on a Redis whose clock the test sets."""
@@ -55,6 +64,7 @@ class TimedPolicy:
     connection: redis.Redis
     name: str
     limiter: Limiter
+    library: str = field(default_factory=library_text_with_test_clock)
 
     @property
     def keys(self) -> PolicyKeys:
@@ -66,10 +76,13 @@ class TimedPolicy:
         self.connection.set("shipkeeper:test:now", milliseconds * 1000)
 
     def store(self, document: dict[str, Any], now: int, *, state_lost_at: int = 0) -> None:
-        """Compile and store a version of the policy as if it were this instant."""
-        compiled = compile_policy(spec_of(document), self.keys, now=datetime.fromtimestamp(now / 1000, UTC))
-        self.connection.function_load(library_text_with_test_clock(), replace=True)
-        self.connection.set(self.keys.config, f"{compiled.hash} {state_lost_at:013d} {compiled.body.decode()}")
+        """Compile and store a version of the policy as if it were this instant; it judges from the next call on."""
+        self.connection.function_load(self.library, replace=True)
+        self.edit(document, now, state_lost_at=state_lost_at)
+
+    def edit(self, document: dict[str, Any], now: int, *, state_lost_at: int = 0) -> None:
+        """Store another version as the operator does: the library notices within a second."""
+        put_policy(self.connection, self.keys, document, now, state_lost_at=state_lost_at)
 
     def state_key(self, subject: str = "default") -> str:
         """Return where the subject's counters are."""
