@@ -13,13 +13,13 @@ local TRUST = 1000
 local ROLLING_STEPS = 16
 
 -- Redis gives a library its globals when a function is called, not yet while it is loaded.
-local floor, max, min, huge, sub, byte, rep, format, call, concat
+local floor, max, min, huge, sub, byte, rep, format, find, call, concat
 local FIELDS -- fields of a state record, by kind, as struct.pack writes them
 
 local function initialize()
   floor, max, min, huge = math.floor, math.max, math.min, math.huge
-  sub, byte, rep, format, concat = string.sub, string.byte, string.rep, string.format, table.concat
-  call = redis.call
+  sub, byte, rep, format, find = string.sub, string.byte, string.rep, string.format, string.find
+  call, concat = redis.call, table.concat
   FIELDS = {
     W = 'I4', -- window of the calendar: units used; its start is in the head
     F = 'I6I4', -- first use: start of the window, units used
@@ -33,9 +33,12 @@ local function initialize()
 end
 
 --@clock production
+local second_text, second = '', 0
+
 local function now_microseconds()
   local t = call('TIME')
-  return t[1] * 1000000 + t[2]
+  if t[1] ~= second_text then second_text, second = t[1], t[1] * 1000000 end
+  return second + t[2]
 end
 --@end
 

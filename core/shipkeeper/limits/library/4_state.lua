@@ -114,8 +114,8 @@ local function load_state(cfg, key, account, stored)
   stored = stored or redis.pcall('GET', key)
   account.key, account.fresh, account.circuit, account.reservations, account.later_starts = key, false, false, '', false
   if stored and #stored >= cfg.size then
-    local current = sub(stored, 1, cfg.head_size) == cfg.head
-    if current or sub(stored, 1, cfg.ids_size) == cfg.ids then
+    local current = find(stored, cfg.head, 1, true) == 1 -- makes no string, as sub would
+    if current or find(stored, cfg.ids, 1, true) == 1 then
       if current then cfg.read_values(account.v, stored) else roll_state(cfg, stored, account) end
       if #stored > cfg.size then read_rest(cfg, stored, account) end
       return

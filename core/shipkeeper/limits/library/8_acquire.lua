@@ -187,7 +187,7 @@ local function decide_usual(key, config_key, now, microseconds)
   local active = cfg.active
   if active and not (active.open_from and now >= active.open_from and now < active.open_until) then return nil end
   local stored = redis.pcall('GET', key)
-  if not stored or #stored ~= cfg.size or sub(stored, 1, cfg.head_size) ~= cfg.head then return nil, stored end
+  if not stored or #stored ~= cfg.size or find(stored, cfg.head, 1, true) ~= 1 then return nil, stored end
   return cfg.decide(key, stored, now, print_now(now), microseconds), stored
 end
 
