@@ -5,11 +5,13 @@ neither early nor late: under random policies and random traffic, with edits in 
 and by several processes whose verdicts are replayed afterwards; and the oracle notices when the library is wrong.
 """
 
+import ast
 import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from shipkeeper.limits.function_library import library_text_with_test_clock
 from shipkeeper.limits.keys import PolicyKeys
 from shipkeeper.resources.ratelimitpolicy import RateLimitPolicySpec
 from shipkeeper.resources.schedule import WEEKDAYS, milliseconds
+from support import circuit_oracle, limit_oracle, wall_clock
 from support.limit_callers import (
     Answer,
     Traffic,
@@ -132,6 +135,15 @@ def test_the_oracle_notices_a_wrong_library(emptied_server: RedisServer, mutatio
     quick = settings(REPEATABLE, max_examples=150, stateful_step_count=40, phases=[Phase.generate])
     with pytest.raises(AssertionError):
         run_histories(emptied_server, library.replace(right, wrong), quick, first=first)
+
+
+def test_the_oracle_knows_the_models_alone() -> None:
+    """It must not compute with what it judges."""
+    for module in (limit_oracle, circuit_oracle, wall_clock):
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+        imported = {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+        assert not {name for name in imported if "shipkeeper" in name and not name.startswith("shipkeeper.resources.")}
 
 
 def milliseconds_now(server: RedisServer) -> int:
@@ -253,6 +265,30 @@ def test_reservations_of_several_processes_conserve_units(
     ) as limiter:
         assert limiter.peek().limits[0].remaining == amount - sum(kept)
     assert 0 < sum(kept) <= amount
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"period": "Execution"},
+        {"period": "Day"},
+        {"period": "1h", "alignment": "FirstUse"},
+        {"period": "1h", "alignment": "Rolling"},
+    ],
+    ids=["execution", "calendar", "first use", "rolling"],
+)
+def test_units_of_an_ended_lease_are_back_in_real_time(
+    redis_server: RedisServer, policy_name: str, window: Document
+) -> None:
+    """As in production, where the store itself forgets a state that no longer matters."""
+    install(redis_server, policy_name, {"limits": [{"name": "limit", "amount": 3, **window}]})
+    url = redis_server.url
+    with Limiter.from_url(url, namespace=NAMESPACE, policy=policy_name, on_store_unavailable=PATIENT) as limiter:
+        lease = timedelta(milliseconds=300)
+        held = limiter.reserve(cost=3, lease=lease, execution="run").verdict
+        assert (held.allowed, held.limits[0].remaining) == (True, 0)
+        time.sleep(lease.total_seconds() + 0.05)
+        assert limiter.acquire(cost=3, execution="run").allowed
 
 
 @settings(REPEATABLE, max_examples=40)
