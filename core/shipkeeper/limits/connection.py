@@ -5,7 +5,10 @@ are off, and every failure leaves as a `StoreError` with a named reason and with
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -30,6 +33,7 @@ _STALE: Final = frozenset({StoreFailure.READ_ONLY, StoreFailure.MASTER_DOWN, Sto
 
 # What the client library raises when a command fails.
 _TROUBLE: Final = (redis.RedisError, OSError, TimeoutError)
+_FOLLOW_SECONDS: Final = 1.0  # between two questions to the sentinels: who is the master?
 _BATCH: Final = 100  # commands: more would keep Redis from its other clients for too long
 
 Argument = str | int | bytes
@@ -149,8 +153,9 @@ class AsyncStore:
         self._client: Any = None
         self._sentinels: Sequence[Any] = ()  # clients of their own, which the master's client does not close
         self._waiting: list[_Exchange] = []
-        self._batches: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight = 0
+        self._sentinels_asked = 0.0
 
     @property
     def where(self) -> str:
@@ -203,6 +208,9 @@ class AsyncStore:
         if self.address.topology == "Cluster":
             return await self.execute(*command)
         packed = _pack_command(command)
+        if self._sentinels and time.monotonic() > self._sentinels_asked + _FOLLOW_SECONDS:
+            self._sentinels_asked = time.monotonic()
+            self._start(self._follow_master())
         if self._in_flight:
             return await self._exchange_with_others(packed)
         return await self._answer(self._exchange_alone(packed))
@@ -232,9 +240,18 @@ class AsyncStore:
     def _send_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for start in range(0, len(waiting), _BATCH):
-            batch = asyncio.ensure_future(self._exchange(waiting[start : start + _BATCH]))
-            self._batches.add(batch)
-            batch.add_done_callback(self._batches.discard)
+            self._start(self._exchange(waiting[start : start + _BATCH]))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _follow_master(self) -> None:
+        """Leave a master that the sentinels have replaced; one that lives on goes on to answer for many seconds."""
+        with suppress(*_TROUBLE):  # without a word from the sentinels all stays as it is
+            async with asyncio.timeout(self.timeout):
+                await self._client.connection_pool.get_master_address()
 
     async def _exchange(self, batch: "Sequence[_Exchange]") -> None:
         async def read_all(connection: Any) -> None:
@@ -342,6 +359,7 @@ class SyncStore:
         self._endpoint = _parse(address)
         self._client: Any = None
         self._sentinels: Sequence[Any] = ()  # clients of their own, which the master's client does not close
+        self._sentinels_asked = 0.0
 
     def _connect(self) -> Any:
         options = self._endpoint.options | _common(self.timeout)
@@ -374,6 +392,10 @@ class SyncStore:
 
     def fcall(self, function: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """Call a function of the library."""
+        if self._sentinels and time.monotonic() > self._sentinels_asked + _FOLLOW_SECONDS:
+            self._sentinels_asked = time.monotonic()
+            # Aside, because sentinels that do not answer must keep no call waiting.
+            threading.Thread(target=_follow_master, args=(self._client.connection_pool,), daemon=True).start()
         return self.execute("FCALL", function, len(keys), *keys, *arguments)
 
     def close(self) -> None:
@@ -389,3 +411,9 @@ class SyncStore:
         if timeout != self.timeout:
             self.timeout = timeout
             self.close()  # a connection keeps the timeout it was opened with
+
+
+def _follow_master(pool: Any) -> None:
+    """Leave a master that the sentinels have replaced, as `AsyncStore` does."""
+    with suppress(*_TROUBLE):
+        pool.get_master_address()

@@ -258,6 +258,29 @@ def test_sentinel_promotes_the_replica_under_load(fault: str, measured: Measured
             judge_failover(load, promoted_at=promoted_at, fault_at=fault_at, measured=measured)
 
 
+def test_a_primary_that_sentinel_replaces_while_it_lives_is_left_by_all(measured: Measured) -> None:
+    def decisions(server: RedisServer) -> int:
+        with server.client() as admin:
+            statistics: dict[str, Any] = admin.info("commandstats")
+        return int(statistics.get("cmdstat_fcall", {"calls": 0})["calls"])
+
+    with redis_sentinel() as setup:
+        store = StoreOfTest(url=setup.url, topology="Sentinel", sentinel_master=setup.master_name)
+        store.install("limits")
+        setup.catch_up()
+        with Load(store, "limits") as load:
+            with redis.Redis(port=setup.sentinel_port) as sentinel:
+                sentinel.execute_command("SENTINEL FAILOVER", setup.master_name)
+            wait_until(lambda: published_port(setup) == setup.replica.port, "the sentinel's word")
+            time.sleep(1 + SLACK_SECONDS)
+            by_old, by_new = decisions(setup.master), decisions(setup.replica)
+            load.wait_until_all_are_answered(since=time.monotonic())
+            assert decisions(setup.master) == by_old
+            assert decisions(setup.replica) > by_new
+        measured("admitted", load.admitted)
+        measured("lost_charges", load.admitted - AMOUNT + store.limiter("limits").peek().limits[0].remaining)
+
+
 @pytest.mark.parametrize("fault", ["killed", "stopped", "asked to change"])
 def test_a_cluster_promotes_the_replica_under_load(fault: str, measured: Measured) -> None:
     with redis_cluster() as servers, ExitStack() as later:
