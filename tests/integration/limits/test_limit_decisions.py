@@ -19,7 +19,9 @@ pytestmark = pytest.mark.integration
 TRAFFIC = st.lists(st.tuples(STEPS, st.integers(1, 3), st.sampled_from(["run-a", "run-b"])), min_size=1, max_size=25)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(document=policies(bursts=True), edge=st.sampled_from(EDGES), before=st.integers(0, 2 * DAY), traffic=TRAFFIC)
 def test_decisions_match_the_oracle(
     timed: TimedPolicyMaker, document: dict[str, Any], edge: int, before: int, traffic: list[tuple[int, int, str]]
@@ -55,7 +57,7 @@ def checked_pause(document: dict[str, Any], next_call_at: datetime | None, now: 
     return pause
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     amount=st.integers(1, 6),
     period=st.sampled_from(["16s", "90s", "1h"]),

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.integration
 
 PROCESSES = 4
 ORDER = "order"
-ANY_POLICY = policies(modes=True, breaker=True)
+ANY_POLICY = policies(bursts=True, modes=True, breaker=True)
 FIRST_USE = {"alignment": "FirstUse"}
 _numbers = itertools.count()
 # Every run tries the same; a failure is repeated from its printed steps.
