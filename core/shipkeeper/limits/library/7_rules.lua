@@ -179,8 +179,9 @@ local function head_of_denial(rule, reason, policy, retry)
     .. ',"retryAt":' .. retry_text .. ',"now":'
 end
 
--- Numbers as they stand in a verdict; small ones come again and again, and printing one takes longer than finding it.
-local TEXTS = 4096
+-- Numbers as they stand in a verdict; the same ones come again and again, and printing one takes longer than finding it.
+-- Only so many are kept, as each makes Lua's collection of garbage longer, which Redis calls for all the time.
+local TEXTS = 256
 local texts, texts_kept = {}, 0
 
 local function text_of(number)
@@ -223,6 +224,11 @@ local function code_of(cfg, limit, i, value)
   code.exceeds = format('%s + cost > %s', used, amount)
   local judge_it = format('judge_limit(judgement, account, policy, %s, %s, cost, now)', name, used)
   code.judge = limit.burst and judge_it or format('if %s then %s end', code.exceeds, judge_it)
+  -- As calendar_count: a window that began before this one is over; one that begins later is left to the general code.
+  code.start = format('s%d', i)
+  code.roll = format(
+    'if s%d < %s.window_start then %s = 0 elseif s%d > %s.window_start then return nil end', i, name, used, i, name
+  )
   -- Of several calendar limits the one that frees last is binding.
   code.bind = format(
     "if %s then frees = %s.window_end; if frees > retry then rule, retry = '%s', frees end end",
@@ -260,7 +266,9 @@ local function code_of_values(cfg, value)
 end
 
 local function each_limit(cfg, value)
-  local parts = { names = {}, judge = {}, bind = {}, charge = {}, describe = {}, ratio = {}, exceeds = {} }
+  local parts = {
+    names = {}, judge = {}, bind = {}, charge = {}, describe = {}, ratio = {}, exceeds = {}, start = {}, roll = {},
+  }
   for i, limit in ipairs(cfg.limits) do
     parts.names[i] = format('local L%d = limits[%d]', i, i)
     for part, code in pairs(code_of(cfg, limit, i, value)) do parts[part][i] = code end
@@ -317,14 +325,18 @@ local function compile_general(cfg)
     compiled(GENERAL, parts, cfg)
 end
 
--- The usual call in one piece: a policy of calendar limits, one unit of a subject that is known, in windows that did not
--- change, with a circuit that is closed. Whatever is not so leaves it to the general code: it returns nil and has changed
--- nothing. It is made of the same lines, with locals in place of tables.
+-- The usual call in one piece: a policy of calendar limits, one unit of a subject that is known, with a circuit that is
+-- closed. Whatever is not so leaves it to the general code: it returns nil and has changed nothing. It is made of the same
+-- lines, with locals in place of tables.
 local USUAL = PARAMETERS .. [[
 @names
-local function decide(key, stored, now, now_text, microseconds)
+local function decide(key, stored, is_current, now, now_text, microseconds)
   local head, cost = cfg.head, 1
   local @read
+  if not is_current then
+    local @starts = unpack_values(cfg.starts_format, stored, cfg.ids_size + 1)
+    @roll
+  end
   if @lengths > 0 @unregistered then return nil end
   if @exceeds then
     local rule, reason, retry, frees = '', 'LimitReached', 0, nil
@@ -353,9 +365,9 @@ local function compile_usual(cfg)
     if limit.mode ~= 'Enforce' then return end
   end
   parts.read, parts.write = code_of_values(cfg, value)
-  for _, part in ipairs({ 'names', 'bind', 'charge' }) do parts[part] = concat(code[part], '\n  ') end
+  for _, part in ipairs({ 'names', 'bind', 'charge', 'roll' }) do parts[part] = concat(code[part], '\n  ') end
   parts.describe, parts.exceeds = concat(code.describe, ' .. '), concat(code.exceeds, ' or ')
-  parts.ratio = concat(code.ratio, ', ')
+  parts.starts, parts.ratio = concat(code.start, ', '), concat(code.ratio, ', ')
   parts.lengths = value(cfg.lengths_at) .. ' + ' .. value(cfg.lengths_at + 1)
   parts.unregistered, parts.spacing, parts.bind_spacing = '', '', ''
   if cfg.subjects_at then parts.unregistered = format('or %s < cfg.calendar_end', value(cfg.subjects_at)) end

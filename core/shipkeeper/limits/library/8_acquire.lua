@@ -187,8 +187,10 @@ local function decide_usual(key, config_key, now, microseconds)
   local active = cfg.active
   if active and not (active.open_from and now >= active.open_from and now < active.open_until) then return nil end
   local stored = redis.pcall('GET', key)
-  if not stored or #stored ~= cfg.size or find(stored, cfg.head, 1, true) ~= 1 then return nil, stored end
-  return cfg.decide(key, stored, now, print_now(now), microseconds), stored
+  if not stored or #stored ~= cfg.size then return nil, stored end
+  local is_current = find(stored, cfg.head, 1, true) == 1
+  if not is_current and find(stored, cfg.ids, 1, true) ~= 1 then return nil, stored end
+  return cfg.decide(key, stored, is_current, now, print_now(now), microseconds), stored
 end
 
 -- KEYS: a state key for each policy. ARGV: a config key for each, then cost (1 where there is none), execution, request,
