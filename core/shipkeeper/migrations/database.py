@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -16,6 +16,8 @@ from sqlalchemy.pool import NullPool
 
 from .errors import MigrationError, explain
 from .sqlite_functions import register_functions
+
+Isolation = Literal["REPEATABLE READ", "READ COMMITTED"]
 
 _CONNECT_SECONDS: Final = 15
 _DRIVERS: Final = {
@@ -140,18 +142,22 @@ class Session:
         return self._connection.dialect.name == "sqlite"
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        """Run the block in one transaction that sees one state of the database (SQLite: and holds its write lock)."""
+    async def transaction(self, *, isolation: Isolation = "REPEATABLE READ") -> AsyncIterator[None]:
+        """Run the block in one transaction that sees one state of the database (SQLite: and holds its write lock).
+
+        In READ COMMITTED each statement sees what is committed when it begins, and a row that another transaction
+        changed meanwhile is judged again instead of failing the transaction (SQLite: no difference).
+        """
         if not self.is_sqlite:
-            await self._connection.execution_options(isolation_level="REPEATABLE READ")
+            await self._connection.execution_options(isolation_level=isolation)
         async with self._connection.begin():
             yield
 
     @asynccontextmanager
-    async def rolled_back(self) -> AsyncIterator[None]:
+    async def rolled_back(self, *, isolation: Isolation = "REPEATABLE READ") -> AsyncIterator[None]:
         """Run the block in a transaction of which nothing stays."""
         if not self.is_sqlite:
-            await self._connection.execution_options(isolation_level="REPEATABLE READ")
+            await self._connection.execution_options(isolation_level=isolation)
         transaction = await self._connection.begin()
         try:
             yield

@@ -17,9 +17,11 @@ from shipkeeper.resources.migrationjob import MigrationJobSpec
 from shipkeeper.resources.migrationjob_status import MigrationReport, Phase, Plan, StepVerification
 from shipkeeper.resources.migrationsteps import Retire, Step
 
+from .backfilling import MOST_PASSES, Backfilling, prepare_backfill, rows_remain
 from .copying import MovedElsewhereError, RowErrorInBatch
 from .database import DatabaseUrl, Session, connect, create_engine
 from .errors import Interrupted, MigrationError, explain, last_error, sql_state
+from .guarding import GuardedStatement, require_verified
 from .indexes import IndexBuilder
 from .ledger import Ledger, Owner, StepRecord, utc_now
 from .locking import SessionLocks
@@ -37,7 +39,7 @@ _ATTEMPTS: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _HOLD_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 5.0
-_CONFLICTS: Final = ("40001", "40P01")
+_CONFLICTS: Final = ("40001", "40P01", "55P03")
 
 
 class Migration:
@@ -204,9 +206,14 @@ class _Run:
         await self._locks.take(f"shipkeeper {self._owner.migration}", waiting=self._wait_for_lock)
         entry, records = await self._read_ledger()
         copied = [step for step in self._spec.steps if step.consolidate is not None and step.name in records]
-        if not copied:
-            raise MigrationError("NothingToVerify", "no consolidation of this revision has begun", retry="Never")
+        filled = [step for step in self._spec.steps if step.backfill is not None and step.name in records]
+        if not copied and not filled:
+            raise MigrationError(
+                "NothingToVerify", "no consolidation or backfill of this revision has begun", retry="Never"
+            )
         await self._copy_ledger()
+        for step in filled:
+            await self._verify_backfill(step)
         for step in copied:
             assert step.consolidate is not None  # noqa: S101 # Chosen so.
             async with self._session.transaction():
@@ -285,6 +292,11 @@ class _Run:
         elif step.consolidate is not None:
             async with self._table_lock(step.consolidate.target, step):
                 await self._consolidate(step, record)
+        elif step.backfill is not None:
+            async with self._table_lock(step.backfill.table, step):
+                await self._backfill(step)
+        elif step.sql is not None:
+            await self._run_statement(step, record)
         elif step.retire is not None:
             await self._retire(step, step.retire, record)
 
@@ -374,8 +386,8 @@ class _Run:
         await self._copy(ready)
         await self._verify(ready)
 
-    async def _copy(self, ready: Consolidation) -> None:
-        throttle = Throttle(self._session, self._spec.throttle, tables=(ready.step.target, ready.step.source))
+    async def _copy(self, ready: Consolidation | Backfilling) -> None:
+        throttle = Throttle(self._session, self._spec.throttle, tables=ready.tables)
         conflicts = 0
         while True:
             await self._hold_back(throttle)
@@ -388,7 +400,7 @@ class _Run:
             except MovedElsewhereError:
                 continue
             except Exception as error:
-                if sql_state(error) not in _CONFLICTS or conflicts >= _ATTEMPTS:
+                if sql_state(error) not in _CONFLICTS or conflicts >= self._spec.locks.attempts:
                     raise
                 conflicts += 1
                 await asyncio.sleep(0.1 * conflicts)
@@ -399,7 +411,7 @@ class _Run:
                 await self._refuse_too_many_rejects()
                 return
 
-    async def _batch(self, ready: Consolidation, record: StepRecord) -> bool:
+    async def _batch(self, ready: Consolidation | Backfilling, record: StepRecord) -> bool:
         """Copy one batch; False when no row is left."""
         clock = asyncio.get_running_loop().time
         began = clock()
@@ -462,6 +474,54 @@ class _Run:
         await self._copy_ledger()
         if found.result != "Equal":
             raise _verification_failed(ready.name, found)
+
+    # Backfill.
+
+    async def _backfill(self, step: Step) -> None:
+        ready = await self._prepare_backfill(step)
+        async with self._session.transaction():
+            if await self._ledger.step(step.name) is None:
+                await ready.copier.prepare()
+        await self._copy_ledger()
+        for passes_left in reversed(range(MOST_PASSES)):
+            await self._reporter.phase("Running", step=step.name)
+            await self._copy(ready)
+            await self._reporter.phase("Verifying", step=step.name)
+            found: StepVerification = await self._until_stopped(ready.copier.conclude(may_go_on=passes_left > 0))
+            await self._copy_ledger()
+            if found.result == "Equal":
+                return
+        raise rows_remain(step.name, found)
+
+    async def _prepare_backfill(self, step: Step) -> Backfilling:
+        assert step.backfill is not None  # noqa: S101 # The caller looked.
+        async with self._session.transaction():
+            return await prepare_backfill(
+                self._session, self._ledger, name=step.name, step=step.backfill, locks=self._spec.locks
+            )
+
+    async def _verify_backfill(self, step: Step) -> None:
+        ready = await self._prepare_backfill(step)
+        await self._reporter.phase("Verifying", step=step.name)
+        found: StepVerification = await self._until_stopped(ready.copier.verify())
+        await self._copy_ledger()
+        if found.result != "Equal":
+            raise rows_remain(step.name, found)
+
+    # Statements.
+
+    async def _run_statement(self, step: Step, record: StepRecord | None) -> None:
+        assert step.sql is not None  # noqa: S101 # The caller looked.
+        guarded = GuardedStatement(self._session, name=step.name, step=step.sql)
+        if guarded.destructive:
+            async with self._session.transaction():
+                records = await self._ledger.steps()
+            require_verified(step.name, self._spec.steps[: self._spec.steps.index(step)], records)
+        if record is None:
+            await self._enter(step)
+        await self._until_stopped(guarded.run(self._ledger, locks=self._spec.locks))
+        await self._reporter.recovered()
+        await self._copy_ledger()
 
     # Retiring.
 

@@ -235,11 +235,28 @@ class Ledger:
         )
         return result.rowcount == 1
 
-    async def finish_step(self, name: str) -> None:
-        """Mark a step done."""
+    async def finish_step(self, name: str) -> bool:
+        """Mark a step done. False: it was done already."""
         values = {"done": True, "finished_at": utc_now()}
+        result = await self._session.connection.execute(
+            sa.update(STEPS).where(*self._mine(STEPS), STEPS.c.step == name, STEPS.c.done.is_(False)).values(values)
+        )
+        return result.rowcount == 1
+
+    async def rewind_step(self, record: StepRecord, *, further: int) -> None:
+        """Let a step begin at its first key again, for so many further rows; what it did so far stays counted."""
+        values = {"cursor": None, "rows_total": record.rows_done + further}
         await self._session.connection.execute(
-            sa.update(STEPS).where(*self._mine(STEPS), STEPS.c.step == name).values(values)
+            sa.update(STEPS).where(*self._mine(STEPS), STEPS.c.step == record.step).values(values)
+        )
+
+    async def settle_step(self, record: StepRecord) -> None:
+        """Account for the rows that others set, removed or added while the step ran, so that the counts add up."""
+        written = record.rows_copied + record.rows_rejected
+        total = max(record.rows_total, written)
+        values = {"rows_total": total, "rows_existing": total - written}
+        await self._session.connection.execute(
+            sa.update(STEPS).where(*self._mine(STEPS), STEPS.c.step == record.step).values(values)
         )
 
     async def keep_verification(self, name: str, verification: str) -> None:

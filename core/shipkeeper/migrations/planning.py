@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,16 +11,21 @@ from shipkeeper.resources.migrationjob import MigrationJobSpec
 from shipkeeper.resources.migrationjob_status import Plan, PlannedStep
 from shipkeeper.resources.migrationsteps import Step
 
+from .backfilling import prepare_backfill
 from .catalog import quoted_name
 from .copying import RowErrorInBatch
 from .database import Session
-from .errors import MigrationError
+from .errors import MigrationError, explain, sql_state
+from .guarding import GuardedStatement
 from .indexes import create_sql, index_state
 from .ledger import Ledger, StepRecord, utc_now
 from .preparation import prepare_consolidation, shown_start
 from .retiring import is_retired, rename_sql
 
 _LONGEST_SQL: Final = 8192
+# What is missing now may be what an earlier statement of the same plan creates.
+_CREATED_BY_STATEMENTS: Final = ("TableMissing", "ColumnMissing", "KeyNotUnique")
+_BUSY: Final = ("40001", "40P01", "55P03")
 _WAL: Final = "SELECT CAST(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0') AS bigint)"
 
 
@@ -37,10 +42,30 @@ class Planner:
 
         Raises MigrationError where a step cannot be carried out: a table or column missing, a key not unique, ...
         """
-        steps = tuple([await self._step(step, records.get(step.name)) for step in self._spec.steps])
-        return Plan(hash=self._hash(steps), steps=steps, planned_at=datetime.now(UTC))
+        steps: list[PlannedStep] = []
+        statement: str | None = None
+        for step in self._spec.steps:
+            planned = await self._step_after(statement, step, records.get(step.name))
+            steps.append(planned)
+            if step.sql is not None and planned.sql:
+                statement = step.name
+        return Plan(hash=self._hash(steps), steps=tuple(steps), planned_at=datetime.now(UTC))
 
-    def _hash(self, steps: tuple[PlannedStep, ...]) -> str:
+    async def _step_after(self, statement: str | None, step: Step, record: StepRecord | None) -> PlannedStep:
+        """Plan a step that may need what a statement before it is to create, and which nobody can look at yet."""
+        try:
+            return await self._step(step, record)
+        except Exception as error:
+            failure = explain(error)
+            if statement is None or failure.reason not in _CREATED_BY_STATEMENTS:
+                raise
+            return PlannedStep(
+                name=step.name,
+                action=f"looked at when step {statement} has run; before it: {failure.message}"[:1024],
+                destructive=step.retire is not None or (step.sql is not None and step.sql.destructive),
+            )
+
+    def _hash(self, steps: Sequence[PlannedStep]) -> str:
         """Hash what will be done: rows and sizes change from hour to hour, and are not part of it."""
         statements = [(step.name, step.sql, step.destructive) for step in steps]
         canonical = json.dumps([self._spec.work(), statements], sort_keys=True)
@@ -53,6 +78,10 @@ class Planner:
             return await self._indexes(step)
         if step.consolidate is not None:
             return await self._consolidate(step, record)
+        if step.backfill is not None:
+            return await self._backfill(step, record)
+        if step.sql is not None:
+            return await self._sql(step)
         if step.retire is not None:
             return await self._retire(step)
         raise MigrationError("UnsupportedField", f"step {step.name} has work the engine does not know", retry="Never")
@@ -109,6 +138,50 @@ class Planner:
             **trial,
         )
 
+    async def _backfill(self, step: Step, record: StepRecord | None) -> PlannedStep:
+        assert step.backfill is not None  # noqa: S101 # The caller looked.
+        work = step.backfill
+        trial: dict[str, Any] = {}
+        # The trial must not fail for a row that the application changes meanwhile, as no batch will.
+        async with self._session.rolled_back(isolation="READ COMMITTED"):
+            ready = await prepare_backfill(
+                self._session, self._ledger, name=step.name, step=work, locks=self._spec.locks
+            )
+            update = ready.statements.update(from_start=False, some_rejected=False)
+            if record is None:
+                await self._ledger.create_tables()
+                record = await ready.copier.prepare()
+                trial = await self._try(ready.copier.batch_in_transaction, record)
+        return PlannedStep(
+            name=step.name,
+            action=f"set {', '.join(each.name for each in work.assignments)} of {work.table} in batches, "
+            "verify that no row needs it any more"[:1024],
+            sql=(update[:_LONGEST_SQL],),
+            rows=max(record.rows_total - record.rows_done, 0),
+            table_bytes=await self._bytes({work.table}),
+            locks="ROW EXCLUSIVE on the table: others wait for at most one batch's rows"
+            if not self._session.is_sqlite
+            else "the file's writers wait for one batch",
+            **trial,
+        )
+
+    async def _sql(self, step: Step) -> PlannedStep:
+        assert step.sql is not None  # noqa: S101 # The caller looked.
+        guarded = GuardedStatement(self._session, name=step.name, step=step.sql)
+        async with self._session.rolled_back():
+            done = await guarded.is_done()
+        if done:
+            return PlannedStep(name=step.name, action="nothing: unless gives a row")
+        return PlannedStep(
+            name=step.name,
+            action=f"run the statement once, in a transaction, unless this gives a row: {step.sql.unless}"[:1024],
+            sql=(step.sql.statement,),
+            destructive=guarded.destructive,
+            locks=f"those of the statement, for at most {step.sql.timeout}, after at most locks.tableTimeout"
+            if not self._session.is_sqlite
+            else f"the file's writers wait, for at most {step.sql.timeout}",
+        )
+
     async def _try(self, batch: Any, record: StepRecord) -> dict[str, Any]:
         """Measure one batch in the transaction that is rolled back."""
         before = await self._wal()
@@ -117,6 +190,10 @@ class Planner:
             result = await batch(record, size=self._spec.batch.initial_size)
         except RowErrorInBatch:
             return {}  # A row of the first range cannot be written: the copy will find it; there is no rate to tell.
+        except Exception as error:
+            if sql_state(error) in _BUSY:
+                return {}  # Other sessions hold the same rows: the batches will try again, the plan need not.
+            raise
         if result is None:
             return {"estimated_seconds": 0}
         seconds = max(time.monotonic() - began, 0.001)

@@ -1,6 +1,6 @@
 """What each step needs before it runs: its tables read, its mapping compiled, its statements made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -32,6 +32,11 @@ class Consolidation:
     statements: CopyStatements
     copier: Copier
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that batches read or write."""
+        return (self.step.target, self.step.source)
+
 
 async def prepare_consolidation(
     session: Session, ledger: Ledger, *, name: str, step: Consolidate, started_at: datetime
@@ -43,7 +48,7 @@ async def prepare_consolidation(
     where = f"step {name}"
     source = await _table(session, step.source, where)
     target = await _table(session, step.target, where)
-    _refuse_key(step, source)
+    refuse_key(step.key, source, field="consolidate.key")
     for part in step.identity:
         target.column(part.column, used_by=f"{where}, identity")
     prefix = ledger.owner.table_prefix(name)
@@ -75,19 +80,20 @@ async def _table(session: Session, name: str, used_by: str) -> Table:
     return await require_table(session, name, sqlite=session.is_sqlite, used_by=used_by)
 
 
-def _refuse_key(step: Consolidate, source: Table) -> None:
-    columns = [source.column(name, used_by="consolidate.key") for name in step.key]
+def refuse_key(key: Sequence[str], table: Table, *, field: str) -> None:
+    """Raise MigrationError (KeyNotUnique) naming the field, unless the columns are unique and never null."""
+    columns = [table.column(name, used_by=field) for name in key]
     nullable = [column.name for column in columns if column.nullable]
     if nullable:
         raise MigrationError(
             "KeyNotUnique",
-            f"consolidate.key: {', '.join(nullable)} of {source.name} may be null: name columns that never are",
+            f"{field}: {', '.join(nullable)} of {table.name} may be null: name columns that never are",
             retry="WhenMended",
         )
-    if not any(key <= set(step.key) for key in source.unique_keys):
+    if not any(unique <= set(key) for unique in table.unique_keys):
         raise MigrationError(
             "KeyNotUnique",
-            f"consolidate.key: {', '.join(step.key)} is not unique in {source.name}: "
+            f"{field}: {', '.join(key)} is not unique in {table.name}: "
             "name its primary key, or create a unique index on it",
             retry="WhenMended",
         )

@@ -25,10 +25,6 @@ def unsupported(spec: MigrationJobSpec) -> tuple[tuple[str, str], ...]:
 def _of_step(step: Step) -> list[tuple[str, str]]:
     if step.consolidate is not None and step.consolidate.follow:
         return [("consolidate.follow", "leave it false; raise spec.revision to take the rows that came later")]
-    if step.backfill is not None:
-        return [("backfill", "remove the step")]
-    if step.sql is not None:
-        return [("sql", "remove the step")]
     if step.retire is not None and step.retire.action == "Drop":
         return [("retire.action", "use Rename")]
     return []

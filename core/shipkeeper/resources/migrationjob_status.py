@@ -82,12 +82,13 @@ class Difference(ResourceModel):
     """The range of keys, for example id 1..5000."""
     key: str = Field(max_length=256)
     """The key of the row in the source."""
-    kind: Literal["Missing", "Extra", "Doubled", "Changed"]
-    """Missing: not in the target. Extra: in the target only. Doubled: there more than once. Changed: other content."""
+    kind: Literal["Missing", "Extra", "Doubled", "Changed", "Unset"]
+    """Missing: not in the target. Extra: in the target only. Doubled: there more than once. Changed: other content.
+    Unset: a row that a backfill's where still selects."""
 
 
 class StepVerification(ResourceModel):
-    """Comparison by content of what a consolidation copied."""
+    """Comparison by content of what a consolidation copied, or the check that no row needs a backfill any more."""
 
     result: Literal["Pending", "Equal", "Different"]
     """Equal: the digests of every key range are the same on both sides, and the counts add up."""
@@ -128,7 +129,7 @@ class StepStatus(ResourceModel):
     rows_copied: Count = 0
     """Rows this migration wrote."""
     rows_existing: Count = 0
-    """Rows that were already there."""
+    """Rows that were already there; of a backfill, rows that others set or removed before their turn came."""
     rows_rejected: Count = 0
     """Rows in the reject table."""
     batches: Count = 0

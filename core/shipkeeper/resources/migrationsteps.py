@@ -15,6 +15,7 @@ from .migrationmapping import (
     exactly_one_rule,
     refuse_repeated,
 )
+from .schedule import Span, milliseconds
 
 _ONE_INDEX_PART: Final = "an index part needs exactly one of column or expression"
 _INDEX_PARTS: Final = ("column", "expression")
@@ -176,8 +177,15 @@ class Assignment(ResourceModel):
     """Its new value: an SQL expression over the row's columns."""
 
 
+_KEY_ASSIGNED: Final = "backfill.assignments must not set a column of key: batches are ranges of it"
+
+
 class Backfill(ResourceModel):
     """Update the rows of a table in batches."""
+
+    model_config = ConfigDict(
+        json_schema_extra=with_cel(cel("self.assignments.all(a, !(a.name in self.key))", _KEY_ASSIGNED))
+    )
 
     table: TableName
     """The table."""
@@ -186,23 +194,43 @@ class Backfill(ResourceModel):
     assignments: tuple[Assignment, ...] = Field(min_length=1, max_length=32, json_schema_extra=list_map("name"))
     """The columns to set."""
     where: SqlText
-    """Which rows still need it, so that a row is changed once and the step can tell when it is done."""
+    """Which rows still need it, so that a row is changed once and the step can tell when it is done. It must not hold
+    for a row whose columns are set."""
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def _fits_together(self) -> Self:
         refuse_repeated("backfill.assignments", [each.name for each in self.assignments])
+        if {each.name for each in self.assignments} & set(self.key):
+            raise ValueError(_KEY_ASSIGNED)
         return self
+
+
+_TIMEOUT_BOUND: Final = "sql.timeout must be longer than zero"
 
 
 class Sql(ResourceModel):
     """A statement that the other steps cannot say, guarded so that it runs only while it is needed."""
 
+    model_config = ConfigDict(
+        json_schema_extra=with_cel(cel("duration(self.timeout) > duration('0s')", _TIMEOUT_BOUND))
+    )
+
     statement: Annotated[str, Field(min_length=1, max_length=8192)]
     """One SQL statement, run in a transaction of its own."""
     unless: SqlText
     """A query that gives a row when the statement is already done; then it is skipped. Asked again after it."""
+    timeout: Span = "5m"
+    """Longest duration of the statement; one that takes longer is cancelled and rolled back. Its wait for locks is
+    bounded by locks.tableTimeout."""
     destructive: bool = False
-    """The statement may lose data: the plan lists it, and it runs only after verification."""
+    """The statement may lose data: the plan lists it, and it runs only after verification. One that drops, truncates
+    or deletes is known without this."""
+
+    @model_validator(mode="after")
+    def _has_time(self) -> Self:
+        if milliseconds(self.timeout) <= 0:
+            raise ValueError(_TIMEOUT_BOUND)
+        return self
 
 
 _DROP_NEEDS_RETENTION: Final = "retire.retention is needed with action Drop, and only there: how long to keep the table"

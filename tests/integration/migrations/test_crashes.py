@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,9 +12,9 @@ from typing import Any, Literal
 
 import pytest
 
-from shipkeeper.resources.migrationjob import MigrationJobSpec
 from support.birthday_data import expect, generate
 from support.migration_databases import expected_multiset, migrate, sample_spec
+from support.migration_process import start_worker
 from support.postgres_server import running_postgres
 
 pytestmark = pytest.mark.integration
@@ -24,17 +22,7 @@ pytestmark = pytest.mark.integration
 # 100 for the proof of the design's figure; enough here to hit every phase.
 KILLS = int(os.environ.get("SHIPKEEPER_KILLS", "8"))
 BATCH = {"initialSize": 200, "minSize": 200, "maxSize": 200}
-TESTS = Path(__file__).parents[2]
 STEP_START = "SELECT started_at FROM shipkeeper_migration_steps WHERE step = 'birthday-messages'"
-
-
-def start_worker(url: str, spec: MigrationJobSpec, folder: Path) -> "subprocess.Popen[str]":
-    """Start a worker in a process of its own."""
-    file = folder / "spec.json"
-    file.write_text(json.dumps(spec.to_wire()))
-    environment = os.environ | {"DATABASE_URL": url, "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-m", "support.migration_process", str(file)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 async def exact(database: Any, legacy: Any) -> None:

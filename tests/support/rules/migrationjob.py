@@ -21,6 +21,8 @@ _JSON = "a JSON field needs exactly one of column, constant or expression"
 _CASE = "value belongs to the tests Equals and NotEquals"
 _RETENTION = "retire.retention is needed with action Drop, and only there"
 _HASH = "method Hash takes one key, and is never unique"
+_KEY_ASSIGNED = "backfill.assignments must not set a column of key"
+_SQL_TIMEOUT = "sql.timeout must be longer than zero"
 _PATH = "sqlite.path must stay in the volume"
 
 _INDEX = "spec.steps[0].createIndexes.indexes[0]"
@@ -157,6 +159,8 @@ CASES = (
         "birthday_messages",
         "archive.birthday_messages",
     ),
+    _case("spec.steps[2].backfill", _KEY_ASSIGNED, "spec.steps[2].backfill.key", ["kind"], ["id"]),
+    _case("spec.steps[3].sql", _SQL_TIMEOUT, "spec.steps[3].sql.timeout", "0s", "1h"),
     _case(
         f"{_CONSOLIDATE}.identity[1]",
         "a part of identity needs exactly one of source or constant",
