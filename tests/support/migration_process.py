@@ -6,9 +6,12 @@ The URL comes from DATABASE_URL. Prints the phase it ended in.
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from shipkeeper.migrations.database import parse_url
 from shipkeeper.migrations.engine import Migration
@@ -26,6 +29,29 @@ def start_worker(url: str, spec: MigrationJobSpec, folder: Path) -> "subprocess.
     environment = os.environ | {"DATABASE_URL": url, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "support.migration_process", str(file)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+async def killed_in_the_middle(
+    database: Any, spec: MigrationJobSpec, folder: Path, *, progress: str, pause: float
+) -> bool:
+    """Start a worker and kill it `pause` seconds after the number that a query gives has grown.
+
+    False: it was through before. Raises AssertionError if it failed by itself or nothing happened in a minute.
+    """
+    [(before,)] = await database.rows(progress)
+    worker = start_worker(database.url, spec, folder)
+    deadline = time.monotonic() + 60
+    while worker.poll() is None:
+        assert time.monotonic() < deadline, "nothing happened in a minute"
+        [(now,)] = await database.rows(progress)
+        if now > before:
+            await asyncio.sleep(pause)
+            break
+        await asyncio.sleep(0.005)
+    worker.kill()
+    _, errors = worker.communicate()
+    assert worker.returncode in (0, -signal.SIGKILL), errors
+    return worker.returncode != 0
 
 
 async def _run(spec: MigrationJobSpec) -> str:

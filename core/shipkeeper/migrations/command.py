@@ -151,7 +151,9 @@ def _show(report: MigrationReport, verb: str) -> None:
     for reject in report.rejects:
         console.print(f"rejected {reject.step} {reject.key}: {reject.reason}", highlight=False, markup=False)
     if report.phase == "AwaitingApproval" and report.plan is not None:
-        console.print(f"set spec.approval.planHash to {report.plan.hash} to go on")
+        destructive = [step.name for step in report.plan.steps if step.destructive]
+        warning = f" ({', '.join(destructive)} can lose data)" if destructive else ""
+        console.print(f"set spec.approval.planHash to {report.plan.hash} to go on{warning}", markup=False)
 
 
 def _show_plan(plan: Plan, console: Console) -> None:

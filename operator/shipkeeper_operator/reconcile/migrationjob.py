@@ -188,7 +188,15 @@ def _ended(resource: MigrationJob, report: MigrationReport) -> tuple[Claim, ...]
         return ready("Planned", f"plan {plan} is in status.plan; set spec.mode to Apply to carry it out")
     if approved_plan(resource) == plan:
         return reconciling("Approved", f"plan {plan} is approved")
-    return stalled("AwaitingApproval", f"read status.plan, then set spec.approval.planHash to {plan}")
+    return stalled(
+        "AwaitingApproval", f"read status.plan{_destructive(report)}, then set spec.approval.planHash to {plan}"
+    )
+
+
+def _destructive(report: MigrationReport) -> str:
+    """Name the steps that can lose data, for the one who approves the plan."""
+    names = [step.name for step in report.plan.steps if step.destructive] if report.plan is not None else []
+    return f" (destructive: {', '.join(names)})"[:512] if names else ""
 
 
 def _sum(report: MigrationReport) -> str:

@@ -1,9 +1,7 @@
 """Backfills: rows set once each, in batches, whatever the key, while others write, and through kills of the worker."""
 
 import asyncio
-import contextlib
 import random
-import subprocess
 import uuid
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from shipkeeper.migrations.errors import MigrationError
 from shipkeeper.resources.migrationjob import MigrationJobSpec
 from shipkeeper.resources.migrationjob_status import MigrationReport
 from support.migration_databases import NAME, Recorder, migrate, sample_spec
-from support.migration_process import start_worker
+from support.migration_process import killed_in_the_middle
 
 pytestmark = pytest.mark.integration
 
@@ -166,7 +164,7 @@ async def test_too_many_rows_that_cannot_be_set(database: Any) -> None:
     assert await database.rows("SELECT count(*) FROM people WHERE email IS NULL AND times = 0") == [(200,)]
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "no such table": ({"table": "persons"}, "TableMissing", "persons"),
     "no such column": ({"assignments": [{"name": "mail", "expression": "1"}]}, "ColumnMissing", "mail"),
     "no such column in where": ({"where": "mail IS NULL"}, "ColumnMissing", "mail"),
@@ -187,46 +185,20 @@ async def test_what_is_wrong_is_named_before_anything_begins(database: Any, wron
     assert failure.value.retry == "WhenMended"
 
 
-async def test_sigkill_at_random_points(postgresql: Any, tmp_path: Path) -> None:
+async def test_sigkill_at_random_points(database: Any, tmp_path: Path) -> None:
     rows, kills = 30_000, 0
-    await people(postgresql, rows)
-    chance = random.Random(5)
-    while kills < 6:
-        worker = start_worker(postgresql.url, spec(), tmp_path)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(worker.wait, chance.uniform(0.9, 1.6))
-        if worker.poll() is not None:
-            assert worker.returncode == 0, worker.communicate()[1]
-            break
-        worker.kill()
-        worker.communicate()
-        kills += 1
-    [(done,)] = await postgresql.rows("SELECT count(*) FROM people WHERE times = 1")
-    [(counted,)] = await postgresql.rows("SELECT rows_copied FROM shipkeeper_migration_steps")
-    assert 0 < counted == done
-    phase, report = await migrate(postgresql.url, spec())
+    await people(database, rows)
+    done = "SELECT count(*) FROM people WHERE times = 1"
+    for pause in (0.0, 0.02, 0.15, 0.05, 0.3):
+        if await killed_in_the_middle(database, spec(), tmp_path, progress=done, pause=pause):
+            kills += 1
+            [(written,)] = await database.rows(done)
+            [(counted,)] = await database.rows("SELECT rows_copied FROM shipkeeper_migration_steps")
+            assert 0 < counted == written
+    assert kills > 2
+    phase, report = await migrate(database.url, spec())
     assert phase == "Complete"
-    assert kills > 1
-    assert await postgresql.rows(COUNTS) == [(rows, rows, 1)]
-    assert report.steps[0].rows_copied == rows
-
-
-async def test_sigkill_on_sqlite(sqlite: Any, tmp_path: Path) -> None:
-    rows, killed_in_the_middle = 20_000, False
-    await people(sqlite, rows)
-    chance = random.Random(6)
-    for _ in range(8):
-        worker = start_worker(sqlite.url, spec(), tmp_path)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(worker.wait, chance.uniform(0.9, 1.5))
-        worker.kill()
-        worker.communicate()
-        [(done,)] = await sqlite.rows("SELECT count(*) FROM people WHERE times = 1")
-        killed_in_the_middle |= 0 < done < rows
-    assert killed_in_the_middle
-    phase, report = await migrate(sqlite.url, spec())
-    assert phase == "Complete"
-    assert await sqlite.rows(COUNTS) == [(rows, rows, 1)]
+    assert await database.rows(COUNTS) == [(rows, rows, 1)]
     assert report.steps[0].rows_copied == rows
 
 

@@ -1,9 +1,6 @@
 """The step `sql`: run exactly once behind its guard, bounded in time, undone whole where it fails."""
 
 import asyncio
-import contextlib
-import random
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import pytest
 from shipkeeper.migrations.errors import MigrationError
 from shipkeeper.resources.migrationjob import MigrationJobSpec
 from support.migration_databases import migrate, sample_spec
-from support.migration_process import start_worker
+from support.migration_process import killed_in_the_middle, start_worker
 
 pytestmark = pytest.mark.integration
 
@@ -223,7 +220,8 @@ async def test_what_the_server_will_not_run_in_a_transaction_is_refused_by_its_o
 
 SLOW = {
     False: "INSERT INTO runs SELECT 'count' FROM pg_sleep(60)",
-    True: "INSERT INTO runs WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT 'count' FROM n WHERE i < 0",
+    True: "INSERT INTO runs WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+    "SELECT 'count' FROM n WHERE i < 0",
 }
 
 
@@ -300,17 +298,11 @@ async def test_sigkill_at_random_points(postgresql: Any, tmp_path: Path) -> None
         }
         for number in range(30)
     ]
-    chance, kills = random.Random(3), 0
-    while kills < 8:
-        worker = start_worker(postgresql.url, spec(*steps), tmp_path)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(worker.wait, chance.uniform(1.0, 1.8))
-        if worker.poll() is not None:
-            assert worker.returncode == 0, worker.communicate()[1]
-            break
-        worker.kill()
-        worker.communicate()
-        kills += 1
+    kills = 0
+    for pause in (0.0, 0.01, 0.06, 0.03, 0.1):
+        kills += await killed_in_the_middle(
+            postgresql, spec(*steps), tmp_path, progress="SELECT count(*) FROM runs", pause=pause
+        )
     phase, _ = await migrate(postgresql.url, spec(*steps))
     assert phase == "Complete"
     assert kills > 1

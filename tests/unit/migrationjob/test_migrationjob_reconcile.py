@@ -294,6 +294,15 @@ def test_manual_approval_waits_for_the_plans_hash() -> None:
     assert conditions(outcome)["Approved"] == ("True", "PlanApproved")
 
 
+def test_an_approval_names_what_can_lose_data() -> None:
+    resource, name = started(approval={"mode": "Manual"})
+    steps = [{"name": "copy", "action": "copy"}, {"name": "drop-old", "action": "drop", "destructive": True}]
+    plan = {"hash": "0123456789abcdef", "steps": steps}
+    waiting = decide(resource, observed(name, "Succeeded", report(resource, "AwaitingApproval", plan=plan)))
+    [message] = [each.message for each in waiting.status.conditions if each.type == "Stalled"]
+    assert message == ("read status.plan (destructive: drop-old), then set spec.approval.planHash to 0123456789abcdef")
+
+
 def test_a_pod_that_cannot_start_says_why() -> None:
     resource, name = started()
     seen = observed(name, "Waiting", trouble=PodTrouble("SecretNotFound", "Secret db does not exist"))

@@ -66,7 +66,7 @@ def test_a_statement_ends_where_it_ends(text: str, read: str | None) -> None:
     "text", ["", " ; ", "-- only words", "UPDATE a SET b = 1; UPDATE c SET d = 2", "COMMIT; DROP TABLE a"]
 )
 def test_not_one_statement(text: str) -> None:
-    with pytest.raises(MigrationError, match="^step x, sql.statement: it holds") as failure:
+    with pytest.raises(MigrationError, match=r"^step x, sql\.statement: it holds") as failure:
         read_statement(text, field="step x, sql.statement")
     assert (failure.value.reason, failure.value.retry) == ("StatementRefused", "Never")
 
