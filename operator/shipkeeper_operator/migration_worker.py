@@ -39,6 +39,8 @@ _EXIT_CODES: Final[Mapping[Phase, int]] = {
     "Complete": exitcodes.COMPLETE,
     "Planned": exitcodes.COMPLETE,
     "AwaitingApproval": exitcodes.COMPLETE,
+    "Retaining": exitcodes.COMPLETE,
+    "RolledBack": exitcodes.COMPLETE,
 }
 
 

@@ -150,6 +150,8 @@ def _show(report: MigrationReport, verb: str) -> None:
         console.print(f"index {index.name}: {index.state} ({index.action})", highlight=False)
     for reject in report.rejects:
         console.print(f"rejected {reject.step} {reject.key}: {reject.reason}", highlight=False, markup=False)
+    if report.retained_until is not None:
+        console.print(f"run again from {report.retained_until:%Y-%m-%d %H:%M:%S} UTC on, to drop the retired table")
     if report.phase == "AwaitingApproval" and report.plan is not None:
         destructive = [step.name for step in report.plan.steps if step.destructive]
         warning = f" ({', '.join(destructive)} can lose data)" if destructive else ""

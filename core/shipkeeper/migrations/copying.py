@@ -61,6 +61,27 @@ class CopyStatements:
         """Return the source row's key as one text."""
         return self._dialect.joined_key(self.mapping.key_texts())
 
+    def selected_key(self, alias: str) -> SqlValue:
+        """Return the key of a row of the mapping's SELECT, as one text."""
+        return self._dialect.joined_key([f"{alias}.k{index}" for index in range(len(self._key))])
+
+    def key_among(self, keys: Sequence[str], *, first_parameter: int = 1) -> tuple[SqlValue, list[str]]:
+        """Return the condition that the source row's key is one of these (as one text each), and its parameters."""
+        width = len(self._key)
+        parts = [part for key in keys for part in key.split(KEY_SEPARATOR)]
+        bound = [
+            self._dialect.key_parameter(first_parameter + index, self.mapping.key[index % width])
+            for index in range(len(parts))
+        ]
+        if width == 1:
+            return f"{self._key[0]} IN ({', '.join(bound)})", parts
+        rows = [f"({', '.join(bound[index : index + width])})" for index in range(0, len(bound), width)]
+        return f"({', '.join(self._key)}) IN (VALUES {', '.join(rows)})", parts
+
+    def text_parameters(self, count: int, *, first_parameter: int = 1) -> SqlValue:
+        """Return so many placeholders of text, with commas between them."""
+        return ", ".join(self._dialect.parameter(first_parameter + index) for index in range(count))
+
     def filter(self) -> SqlValue:
         """Return the condition that a source row is to be copied."""
         return f"({self._step.filter})" if self._step.filter is not None else "1 = 1"
@@ -180,6 +201,10 @@ class CopyStatements:
         conditions = self.in_range(from_start=from_start)
         if check_existing:
             conditions.append(f"NOT {self.is_known(self.row_key())}")
+        return self.insert_where(conditions)
+
+    def insert_where(self, conditions: Sequence[SqlValue]) -> str:
+        """Return the statement that copies the convertible rows of the source that meet all conditions."""
         names = ", ".join(identifier(column.name) for column in self.mapping.columns)
         values = ", ".join(f"p.c{index}" for index in range(len(self.mapping.columns)))
         return (
@@ -189,6 +214,10 @@ class CopyStatements:
 
     def note_existing(self, *, from_start: bool) -> str:
         """Return the statement that notes rows which an earlier tool copied without leaving the identity."""
+        return self.note_existing_where(self.in_range(from_start=from_start))
+
+    def note_existing_where(self, where: Sequence[SqlValue]) -> str:
+        """Return the statement that notes such rows among those that meet all conditions."""
         assert self._step.skip_existing is not None  # noqa: S101
         position = {column.name: index for index, column in enumerate(self.mapping.columns)}
         equal = []
@@ -198,8 +227,8 @@ class CopyStatements:
                     "ColumnMissing", f"skipExisting.columns: {name} is not a mapped column", retry="Never"
                 )
             equal.append(f"t.{identifier(name)} = p.c{position[name]}")
-        conditions = [*self.in_range(from_start=from_start), f"NOT {self.is_known(self.row_key())}"]
-        key = self._dialect.joined_key([f"p.k{index}" for index in range(len(self._key))])
+        conditions = [*where, f"NOT {self.is_known(self.row_key())}"]
+        key = self.selected_key("p")
         ours = f"CASE WHEN {self.is_ours('t')} THEN 1 ELSE 0 END = 0"
         rows = self.mapping.select(conditions)
         return (
@@ -224,7 +253,7 @@ class CopyStatements:
         first = (1 if from_start else 2) * len(self._key) + 1
         migration, revision, step, at = (self._dialect.parameter(first + index) for index in range(4))
         when = f"CAST({at} AS timestamp)" if self._dialect.name == "postgresql" else at
-        key = self._dialect.joined_key([f"p.k{index}" for index in range(len(self._key))])
+        key = self.selected_key("p")
         return (
             f"INSERT INTO {REJECTS_TABLE} (migration, revision, step, row_key, row_values, reason, rejected_at) "
             f"SELECT {migration}, CAST({revision} AS INTEGER), {step}, {key}, p.row_values, p.reason, {when} "

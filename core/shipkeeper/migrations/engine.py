@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, Literal
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,15 +21,20 @@ from shipkeeper.resources.migrationsteps import Retire, Step
 from .backfilling import MOST_PASSES, Backfilling, prepare_backfill, rows_remain
 from .copying import MovedElsewhereError, RowErrorInBatch
 from .database import DatabaseUrl, Session, connect, create_engine
+from .dropping import database_now, drop, due_at, retained_until
 from .errors import Interrupted, MigrationError, explain, last_error, sql_state
 from .guarding import GuardedStatement, require_verified
 from .indexes import IndexBuilder
+from .journal import Journal
 from .ledger import Ledger, Owner, StepRecord, utc_now
 from .locking import SessionLocks
 from .planning import Planner
 from .preparation import Consolidation, prepare_consolidation
+from .repairing import Repairer, repaired_rows
 from .reporting import Reporter, ReportSink
-from .retiring import is_retired, rename
+from .retiring import is_retired, refuse_retired, rename
+from .retrying import RejectRetry, is_due
+from .rollback import RollBack, rollback_plan
 from .sizing import BatchSizer
 from .support import unsupported
 from .throttle import Throttle
@@ -39,6 +45,7 @@ _ATTEMPTS: Final = 5
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _HOLD_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 5.0
+_RETRIED_AT_ONCE: Final = 1000
 _CONFLICTS: Final = ("40001", "40P01", "55P03")
 
 
@@ -167,6 +174,7 @@ class _Run:
         self._stop = stop
         self._reporter = reporter
         self._ledger = Ledger(self._session, owner)
+        self._journal = Journal(self._session, owner)
         self._locks = SessionLocks(self._session)
         self._sizer = BatchSizer(spec.batch)
         self._rejected_shown = -1
@@ -176,7 +184,10 @@ class _Run:
             await self._locks.take(f"shipkeeper {self._owner.migration}", waiting=self._wait_for_lock)
             await self._reporter.lock_taken()
         entry, records = await self._read_ledger()
-        if entry is not None and entry.finished_at is not None:
+        if self._spec.rollback:
+            return await self._roll_back(records)
+        await self._refuse_half_rolled_back(records)
+        if entry is not None and entry.finished_at is not None and not await self._is_asked_for_more(records):
             return await self._tell_complete(entry, records)
         await self._reporter.phase("Planning")
         plan = await self._plan(entry, records)
@@ -193,13 +204,17 @@ class _Run:
         """Copy the ledger into the report."""
         entry, records = await self._read_ledger()
         if entry is None:
-            await self._reporter.finished("Pending")
-            return "Pending"
+            return await self._tell_nothing_begun()
         if entry.finished_at is not None:
             return await self._tell_complete(entry, records)
+        await self._copy_actions()
         await self._copy_ledger()
-        await self._reporter.finished("Interrupted")
-        return "Interrupted"
+        async with self._session.transaction():
+            kept_until = retained_until(self._spec, records, await self._journal.entries())
+        await self._reporter.retained(kept_until)
+        phase: Phase = "Interrupted" if kept_until is None else "Retaining"
+        await self._reporter.finished(phase)
+        return phase
 
     async def verify(self) -> Phase:
         """Compare every consolidation that was copied."""
@@ -247,11 +262,19 @@ class _Run:
         """Say again what the ledger knows: nothing is left to do."""
         async with self._session.transaction():
             rejects = await self._ledger.rejects(limit=10)
+            actions = await self._journal.entries()
         if entry.plan is not None:
             await self._reporter.plan(Plan.model_validate_json(entry.plan))
+        await self._reporter.actions(actions)
         await self._reporter.ledger(records, rejects=rejects)
         await self._reporter.finished("Complete", at=entry.finished_at)
         return "Complete"
+
+    async def _tell_nothing_begun(self) -> Phase:
+        await self._copy_actions()
+        phase: Phase = "RolledBack" if self._spec.rollback else "Pending"
+        await self._reporter.finished(phase)
+        return phase
 
     async def _plan(self, entry: Any, records: Mapping[str, StepRecord]) -> Plan:
         """Make the plan, or take the one that the work began with."""
@@ -266,16 +289,22 @@ class _Run:
     async def _apply(self, plan: Plan) -> Phase:
         async with self._session.transaction():
             await self._ledger.create_tables()
+            if await self._ledger.run() is None:
+                await self._journal.forget()  # A rollback left its entries for the status.
             await self._ledger.begin_run(self._spec.work_hash())
             await self._ledger.keep_plan(plan.model_dump_json(by_alias=True, exclude_none=True))
+        await self._copy_actions()
         for step in self._spec.steps:
             self._interrupt_if_asked()
             await self._run_step(step)
         async with self._session.transaction():
-            finished = await self._ledger.finish_run()
+            kept_until = retained_until(self._spec, await self._ledger.steps(), await self._journal.entries())
+            finished = await self._ledger.finish_run() if kept_until is None else None
         await self._copy_ledger()
-        await self._reporter.finished("Complete", at=finished)
-        return "Complete"
+        await self._reporter.retained(kept_until)
+        phase: Phase = "Complete" if kept_until is None else "Retaining"
+        await self._reporter.finished(phase, at=finished)
+        return phase
 
     def _interrupt_if_asked(self) -> None:
         if self._stop.is_set():
@@ -284,6 +313,8 @@ class _Run:
     async def _run_step(self, step: Step) -> None:
         async with self._session.transaction():
             record = await self._ledger.step(step.name)
+        if record is not None and step.consolidate is not None:
+            await self._revisit(step, record)
         if record is not None and record.done:
             return
         await self._reporter.phase("Running", step=step.name)
@@ -330,6 +361,152 @@ class _Run:
         self._rejected_shown = rejected
         await self._reporter.ledger(records, rejects=rejects, batch_size=self._sizer.size)
 
+    async def _copy_actions(self) -> None:
+        async with self._session.transaction():
+            actions = await self._journal.entries()
+        await self._reporter.actions(actions)
+
+    # What a later spec asks of a step that was copied before.
+
+    async def _is_asked_for_more(self, records: Mapping[str, StepRecord]) -> bool:
+        if self._spec.mode != "Apply":
+            return False
+        copied = [record for step in self._spec.steps if step.consolidate and (record := records.get(step.name))]
+        return any([await self._is_to_be_revisited(record) for record in copied])
+
+    async def _is_to_be_revisited(self, record: StepRecord) -> bool:
+        return self._is_to_be_repaired(record) or await self._is_to_be_retried(record)
+
+    def _is_to_be_repaired(self, record: StepRecord) -> bool:
+        """Whether a copy that was complete was found to differ since."""
+        if not self._spec.verification.repair or not record.done or record.verification is None:
+            return False
+        return StepVerification.model_validate_json(record.verification).result == "Different"
+
+    async def _is_to_be_retried(self, record: StepRecord) -> bool:
+        async with self._session.transaction():
+            return await is_due(self._journal, record, number=self._spec.rejects.retry)
+
+    async def _revisit(self, step: Step, record: StepRecord) -> None:
+        """Try rejected rows again and repair what differs, where the spec asks for it."""
+        assert step.consolidate is not None  # noqa: S101 # The caller looked.
+        if not await self._is_to_be_revisited(record):
+            return
+        async with self._table_lock(step.consolidate.target, step):
+            async with self._session.transaction():
+                await refuse_retired(self._session, step.consolidate.source, wanted_for=f"step {step.name}")
+                ready = await prepare_consolidation(
+                    self._session,
+                    self._ledger,
+                    name=step.name,
+                    step=step.consolidate,
+                    started_at=record.started_at,
+                )
+            retries = await self._is_to_be_retried(record)
+            if retries:
+                await self._retry_rejects(ready)
+            if record.done:
+                await self._verify(ready, repair=self._spec.verification.repair)
+            if retries:
+                async with self._session.transaction():
+                    await self._journal.finish(step.name, "Retry")
+        await self._copy_actions()
+
+    async def _retry_rejects(self, ready: Consolidation) -> None:
+        retry = RejectRetry(self._session, self._ledger, self._journal, ready)
+        await retry.begin(self._spec.rejects.retry)
+        throttle = Throttle(self._session, self._spec.throttle, tables=(ready.step.target, ready.step.source))
+        size = _RETRIED_AT_ONCE
+        while True:
+            await self._hold_back(throttle)
+            try:
+                tried = await retry.batch(size=size)
+            except MovedElsewhereError:
+                continue
+            except RowErrorInBatch as failure:
+                if failure.rows == 1:
+                    await retry.refuse_next(failure.cause)
+                size = max(failure.rows // 2, 1)
+                continue
+            size = min(size * 2, _RETRIED_AT_ONCE)
+            self._rejected_shown = -1  # Reasons may differ where the number of rows is the same.
+            await self._copy_ledger()
+            if tried is None:
+                return
+
+    # Rolling back.
+
+    async def _roll_back(self, records: Mapping[str, StepRecord]) -> Phase:
+        """Remove what the consolidations wrote, the last one first, and forget the run."""
+        async with self._session.transaction():
+            actions = await self._journal.entries()
+        begun = any(action == "Rollback" for _, action in actions)
+        plan = rollback_plan(self._spec, records, sqlite=self._session.is_sqlite)
+        if records or not begun:  # What is rolled back has no plan any more.
+            approved = plan.hash if self._spec.approval.plan_hash == plan.hash else ""
+            await self._reporter.plan(plan, approved=approved)
+        if self._spec.mode == "Plan":
+            await self._reporter.finished("Planned")
+            return "Planned"
+        if records and not begun and self._spec.approval.mode == "Manual" and not approved:
+            await self._reporter.finished("AwaitingApproval")
+            return "AwaitingApproval"
+        if records:
+            async with self._session.transaction():
+                await self._ledger.create_tables()
+        for step in reversed(self._spec.steps):
+            record = records.get(step.name)
+            if step.consolidate is not None and record is not None:
+                async with self._table_lock(step.consolidate.target, step):
+                    await self._remove_copied(step, record)
+        if records:
+            async with self._session.transaction():
+                await self._ledger.forget_run()
+        await self._copy_actions()
+        await self._reporter.ledger({})
+        await self._reporter.finished("RolledBack")
+        return "RolledBack"
+
+    async def _refuse_half_rolled_back(self, records: Mapping[str, StepRecord]) -> None:
+        async with self._session.transaction():
+            actions = await self._journal.entries()
+        if records and any(action == "Rollback" for _, action in actions):
+            raise MigrationError(
+                "RollbackUnfinished",
+                "a rollback has begun and is not finished: set spec.rollback to true until it is; "
+                "after that the work may begin anew",
+                retry="Never",
+            )
+
+    async def _remove_copied(self, step: Step, record: StepRecord) -> None:
+        assert step.consolidate is not None  # noqa: S101 # The caller looked.
+        await self._reporter.phase("RollingBack", step=step.name)
+        async with self._session.transaction():
+            action = await self._journal.entry(step.name, "Rollback")
+            if action is not None and action.finished_at is not None:
+                return
+            await refuse_retired(self._session, step.consolidate.source, wanted_for="spec.rollback")
+            ready = await prepare_consolidation(
+                self._session, self._ledger, name=step.name, step=step.consolidate, started_at=record.started_at
+            )
+        rollback = RollBack(self._session, self._ledger, self._journal, ready, self._verifier(ready))
+        throttle = Throttle(self._session, self._spec.throttle, tables=(ready.step.target,))
+        await self._until_stopped(rollback.begin())
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._hold_back(throttle)
+            began = clock()
+            try:
+                removed = await rollback.batch(size=self._sizer.size)
+            except MovedElsewhereError:
+                continue
+            if removed is None:
+                break
+            self._sizer.succeeded(rows=removed.listed, took_milliseconds=round((clock() - began) * 1000))
+            await self._reporter.recovered()
+            await self._copy_actions()
+        await rollback.finish()
+
     # Indexes.
 
     async def _create_indexes(self, step: Step, record: StepRecord | None) -> None:
@@ -375,6 +552,8 @@ class _Run:
             )
             if record is None and await self._ledger.step(step.name) is None:
                 await ready.copier.prepare(started_at=started_at)
+                # No row was rejected yet, so there is none to try again under this number.
+                await self._journal.begin(step.name, "Retry", number=self._spec.rejects.retry, finished=True)
         await self._copy_ledger()
         if record is None:
             # Another worker may have entered the step in between; its start is the one that counts.
@@ -384,7 +563,7 @@ class _Run:
                 await self._consolidate(step, entered)
                 return
         await self._copy(ready)
-        await self._verify(ready)
+        await self._verify(ready, repair=self._spec.verification.repair)
 
     async def _copy(self, ready: Consolidation | Backfilling) -> None:
         throttle = Throttle(self._session, self._spec.throttle, tables=ready.tables)
@@ -451,12 +630,24 @@ class _Run:
                 retry="Never",
             )
 
-    async def _verify(self, ready: Consolidation) -> None:
+    async def _verify(self, ready: Consolidation, *, repair: bool = False) -> None:
+        """Compare by content; where it differs and `repair` is asked for, repair the ranges and compare once more."""
         await self._reporter.phase("Verifying", step=ready.name)
         async with self._session.transaction():
             record = await self._ledger.step(ready.name)
         assert record is not None  # noqa: S101 # It was copied just now.
-        verifier = Verifier(
+        verifier = self._verifier(ready)
+        found = await self._compare(verifier, record)
+        if found.result != "Equal" and repair:
+            throttle = Throttle(self._session, self._spec.throttle, tables=(ready.step.target, ready.step.source))
+            pause = partial(self._hold_back, throttle)
+            await Repairer(self._session, self._journal, ready, verifier, pause=pause).repair(record)
+            found = await self._compare(verifier, record)
+        if found.result != "Equal":
+            raise _verification_failed(ready.name, found)
+
+    def _verifier(self, ready: Consolidation) -> Verifier:
+        return Verifier(
             self._session,
             name=ready.name,
             step=ready.step,
@@ -465,15 +656,19 @@ class _Run:
             copier=ready.copier,
             range_size=self._spec.verification.range_size,
         )
+
+    async def _compare(self, verifier: Verifier, record: StepRecord) -> StepVerification:
         found: StepVerification = await self._until_stopped(verifier.verify(record))
-        text = found.model_dump_json(by_alias=True, exclude_none=True)
         async with self._session.transaction():
-            await self._ledger.keep_verification(ready.name, text)
+            action = await self._journal.entry(record.step, "Repair")
+            if action is not None:
+                repairs = repaired_rows(action.details)
+                found = found.model_copy(update={"repaired": action.rows_done, "repairs": repairs})
+            await self._ledger.keep_verification(record.step, found.model_dump_json(by_alias=True, exclude_none=True))
             if found.result == "Equal" and not record.done and record.cursor == record.upper:
-                await self._ledger.finish_step(ready.name)
+                await self._ledger.finish_step(record.step)
         await self._copy_ledger()
-        if found.result != "Equal":
-            raise _verification_failed(ready.name, found)
+        return found
 
     # Backfill.
 
@@ -528,23 +723,60 @@ class _Run:
     async def _retire(self, step: Step, retire: Retire, record: StepRecord | None) -> None:
         if record is None:
             await self._enter(step)
-        if not await is_retired(self._session, retire):
-            copied = self._consolidation_of(retire)
-            async with self._session.transaction():
-                entry = await self._ledger.step(copied.name)
-                if entry is None or not entry.done or copied.consolidate is None:
-                    raise MigrationError(
-                        "NotVerified", f"{retire.table} is retired only after {copied.name} is verified", retry="Never"
-                    )
-                ready = await prepare_consolidation(
-                    self._session,
-                    self._ledger,
-                    name=copied.name,
-                    step=copied.consolidate,
-                    started_at=entry.started_at,
-                )
-            await rename(self._session, retire, copied=entry, statements=ready.statements, locks=self._spec.locks)
+        async with self._session.transaction():
+            retired = await self._journal.entry(step.name, "Retire")
+        if retired is None:
+            await self._take_out_of_use(step, retire)
+        if retire.action == "Drop" and not await self._drop_if_due(step, retire):
+            return
         await self._finish(step)
+
+    async def _take_out_of_use(self, step: Step, retire: Retire) -> None:
+        async def note() -> None:
+            await self._journal.begin(step.name, "Retire", at=await database_now(self._session))
+
+        if await is_retired(self._session, retire):
+            async with self._session.transaction():
+                await note()
+            return
+        copied = self._consolidation_of(retire)
+        async with self._session.transaction():
+            entry = await self._proven(copied, retire)
+            assert copied.consolidate is not None  # noqa: S101 # Chosen so.
+            ready = await prepare_consolidation(
+                self._session, self._ledger, name=copied.name, step=copied.consolidate, started_at=entry.started_at
+            )
+        await rename(
+            self._session, retire, copied=entry, statements=ready.statements, locks=self._spec.locks, note=note
+        )
+
+    async def _proven(self, copied: Step, retire: Retire) -> StepRecord:
+        """Return the ledger's entry of a consolidation whose content was proven equal, and not disproven since."""
+        entry = await self._ledger.step(copied.name)
+        found = entry.verification if entry is not None else None
+        if (
+            entry is None
+            or not entry.done
+            or found is None
+            or StepVerification.model_validate_json(found).result != "Equal"
+        ):
+            raise MigrationError(
+                "NotVerified", f"{retire.table} is retired only after {copied.name} is verified", retry="Never"
+            )
+        return entry
+
+    async def _drop_if_due(self, step: Step, retire: Retire) -> bool:
+        """Drop the retired table if its retention has passed, and return whether it has."""
+        copied = self._consolidation_of(retire)
+        assert copied.consolidate is not None  # noqa: S101 # Chosen so.
+        async with self._session.transaction():
+            retired = await self._journal.entry(step.name, "Retire")
+            assert retired is not None  # noqa: S101 # It was retired before.
+            if await database_now(self._session) < due_at(retire, retired):
+                return False
+            entry = await self._proven(copied, retire)
+        await drop(self._session, retire, copied=entry, work=copied.consolidate, locks=self._spec.locks)
+        return True
 
     def _consolidation_of(self, retire: Retire) -> Step:
         return next(
@@ -560,7 +792,7 @@ def _verification_failed(step: str, found: StepVerification) -> MigrationError:
     return MigrationError(
         "VerificationFailed",
         f"step {step}: {found.different_ranges} of {found.ranges} key ranges differ between source and target{where}. "
-        "See status.steps; mend the rows, then change the spec (for example verification.rangeSize) to verify again",
+        "See status.steps; mend the rows, or set verification.repair; the changed spec verifies again",
         retry="Never",
         key=first.key if first is not None else None,
     )

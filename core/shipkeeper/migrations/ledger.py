@@ -186,6 +186,11 @@ class Ledger:
         entry = await self.run()
         return entry.finished_at if entry is not None and entry.finished_at is not None else finished
 
+    async def forget_run(self) -> None:
+        """Take the entries of this revision away: what it did is undone, and it may begin anew."""
+        for table in (REJECTS, STEPS, RUNS):
+            await self._session.connection.execute(sa.delete(table).where(*self._mine(table)))
+
     async def keep_plan(self, plan: str) -> None:
         """Keep the plan that the work follows."""
         await self._session.connection.execute(sa.update(RUNS).where(*self._mine(RUNS)).values(plan=plan))
@@ -285,6 +290,45 @@ class Ledger:
             .limit(limit)
         )
         return result.fetchall()
+
+    async def rejected_keys(self, step: str, *, after: str | None, limit: int) -> Sequence[str]:
+        """Return the next rejected keys of a step, in the order of their texts."""
+        further = () if after is None else (REJECTS.c.row_key > after,)
+        result = await self._session.connection.execute(
+            sa.select(REJECTS.c.row_key)
+            .where(*self._mine(REJECTS), REJECTS.c.step == step, *further)
+            .order_by(REJECTS.c.row_key)
+            .limit(limit)
+        )
+        return [str(row.row_key) for row in result]
+
+    async def settle_rejects(self, step: str, *, keys: Sequence[str], copied: int, existing: int) -> None:
+        """Take rows out of the reject table: copied, already there, and the rest gone from the source."""
+        if not keys:
+            return
+        gone = len(keys) - copied - existing
+        await self._session.connection.execute(
+            sa.delete(REJECTS).where(*self._mine(REJECTS), REJECTS.c.step == step, REJECTS.c.row_key.in_(keys))
+        )
+        await self._session.connection.execute(
+            sa.update(STEPS)
+            .where(*self._mine(STEPS), STEPS.c.step == step)
+            .values(
+                rows_total=STEPS.c.rows_total - gone,
+                rows_copied=STEPS.c.rows_copied + copied,
+                rows_existing=STEPS.c.rows_existing + existing,
+                rows_rejected=STEPS.c.rows_rejected - len(keys),
+                existing_known=STEPS.c.existing_known + existing,
+            )
+        )
+
+    async def explain_reject(self, step: str, *, key: str, values: str, reason: str) -> None:
+        """Say why a row is still rejected, and what it holds now."""
+        await self._session.connection.execute(
+            sa.update(REJECTS)
+            .where(*self._mine(REJECTS), REJECTS.c.step == step, REJECTS.c.row_key == key)
+            .values(row_values=values, reason=reason)
+        )
 
     def _mine(self, table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
         return (table.c.migration == self.owner.migration, table.c.revision == self.owner.revision)

@@ -29,16 +29,41 @@ class Snapshot:
     table: str
     match: str
     value: Column
+    lookup: Lookup
 
     def create_sql(self) -> str:
         """Return the statement that fills it."""
+        return f"CREATE TABLE {identifier(self.name)} AS {self._rows()}"
+
+    def refresh_sql(self) -> tuple[str, ...]:
+        """Return the statements that let what rejected a row stand for what it does now, and leave the rest as it was.
+
+        Rows that were copied used a value with one match, or what the lookup says of none or several; those stay.
+        """
+        name = identifier(self.name)
+        statements = []
+        if self.lookup.when_several == "Reject":
+            now = f"FROM ({self._rows()}) AS n WHERE n.match = {name}.match"
+            statements.append(
+                f"UPDATE {name} SET value = (SELECT n.value {now}), matches = coalesce((SELECT n.matches {now}), 0) "
+                "WHERE matches > 1"
+            )
+        if self.lookup.when_missing == "Reject":
+            known = f"SELECT 1 FROM {name} AS s WHERE s.match = n.match"
+            statements.append(
+                f"INSERT INTO {name} (match, value, matches) "
+                f"SELECT n.match, n.value, n.matches FROM ({self._rows()}) AS n WHERE NOT EXISTS ({known})"
+            )
+        return tuple(statements)
+
+    def _rows(self) -> str:
         match, value = identifier(self.match), identifier(self.value.name)
         lowest = f"min({value})"
         if self.value.family == "uuid":  # PostgreSQL has no min(uuid) before version 18.
             lowest = f"CAST(min(CAST({value} AS text)) AS {self.value.type})"
         return (
-            f"CREATE TABLE {identifier(self.name)} AS SELECT {match} AS match, {lowest} AS value, "
-            f"count(*) AS matches FROM {quoted_name(self.table)} WHERE {match} IS NOT NULL GROUP BY {match}"
+            f"SELECT {match} AS match, {lowest} AS value, count(*) AS matches "
+            f"FROM {quoted_name(self.table)} WHERE {match} IS NOT NULL GROUP BY {match}"
         )
 
     def index_sql(self) -> str:
@@ -319,7 +344,7 @@ class _Compiler:
             )
             count = f"CASE WHEN {column} IS NULL THEN 0 ELSE 1 END"
         else:
-            snapshot = Snapshot(f"{self._prefix}_{alias}", lookup.table, match, found)
+            snapshot = Snapshot(f"{self._prefix}_{alias}", lookup.table, match, found, lookup)
             draft.snapshots.append(snapshot)
             relation, column, value = identifier(snapshot.name), f"{alias}.match", "value"
             count = f"coalesce({alias}.matches, 0)"

@@ -15,12 +15,13 @@ from .backfilling import prepare_backfill
 from .catalog import quoted_name
 from .copying import RowErrorInBatch
 from .database import Session
+from .dropping import drop_sql
 from .errors import MigrationError, explain, sql_state
 from .guarding import GuardedStatement
 from .indexes import create_sql, index_state
 from .ledger import Ledger, StepRecord, utc_now
 from .preparation import prepare_consolidation, shown_start
-from .retiring import is_retired, rename_sql
+from .retiring import is_retired, rename_sql, retired_table
 
 _LONGEST_SQL: Final = 8192
 # What is missing now may be what an earlier statement of the same plan creates.
@@ -211,12 +212,18 @@ class Planner:
 
     async def _retire(self, step: Step) -> PlannedStep:
         assert step.retire is not None  # noqa: S101 # The caller looked.
-        if await is_retired(self._session, step.retire):
+        retired = await is_retired(self._session, step.retire)
+        drops = step.retire.action == "Drop"
+        if retired and not drops:
             return PlannedStep(name=step.name, action=f"{step.retire.table} is retired already")
+        actions = [] if retired else [f"rename {step.retire.table}, after its content is verified"]
+        if drops:
+            actions.append(f"drop {retired_table(step.retire.table)} when it was kept for {step.retire.retention}")
+        statements = ([] if retired else [rename_sql(step.retire)]) + ([drop_sql(step.retire)] if drops else [])
         return PlannedStep(
             name=step.name,
-            action=f"rename {step.retire.table}, after its content is verified",
-            sql=(rename_sql(step.retire),),
+            action="; ".join(actions),
+            sql=tuple(statements),
             destructive=True,
             locks="ACCESS EXCLUSIVE for a moment, after at most locks.tableTimeout",
         )

@@ -19,6 +19,7 @@ from shipkeeper.resources.migrationjob_status import (
     Throttle,
 )
 
+from .journal import ActionRecord
 from .ledger import StepRecord
 from .throttle import Hold
 
@@ -73,6 +74,7 @@ class Reporter:
         self._held_since: float | None = None
         self._held_before = 0.0
         self._batch_size = 0
+        self._removed: Mapping[str, int] = {}
         self.rate = Rate()
 
     @property
@@ -112,18 +114,35 @@ class Reporter:
         if batch_size is not None:
             self._batch_size = batch_size
         steps = tuple(
-            _step_status(step.name, records.get(step.name), running=self._running) for step in self._spec.steps
+            _step_status(step.name, records.get(step.name), running=self._running).model_copy(
+                update={"rows_removed": self._removed.get(step.name, 0)}
+            )
+            for step in self._spec.steps
         )
         started = min((record.started_at for record in records.values()), default=None)
         changes: dict[str, Any] = {"steps": steps, "progress": self._progress(steps)}
         if started is not None:
             changes["started_at"] = started.replace(tzinfo=UTC)
-        if rejects:
+        if rejects or not changes["progress"].rows_rejected:
             changes["rejects"] = tuple(
                 Reject(step=step, key=key.replace("\x1f", ", ")[:256], reason=reason[:1024])
                 for step, key, reason in rejects
             )
         await self._change(**changes)
+
+    async def actions(self, records: Mapping[tuple[str, str], ActionRecord]) -> None:
+        """Copy what the journal says."""
+        retried = [record.number for record in records.values() if record.action == "Retry" and record.finished_at]
+        removed = {record.step: record.rows_done for record in records.values() if record.action == "Rollback"}
+        self._removed = removed
+        steps = tuple(
+            step.model_copy(update={"rows_removed": removed.get(step.name, 0)}) for step in self._report.steps
+        )
+        await self._change(rejects_retried=min(retried, default=0), steps=steps)
+
+    async def retained(self, until: datetime | None) -> None:
+        """Say until when a retired table is kept, where dropping it is all that is left to do."""
+        await self._change(retained_until=until.replace(tzinfo=UTC) if until is not None else None)
 
     async def hold(self, hold: Hold | None) -> None:
         """Say whether and why the migration holds back."""
@@ -161,7 +180,7 @@ class Reporter:
         }
         if at is not None:
             changes["finished_at"] = at.replace(tzinfo=UTC)
-        if phase == "Complete":
+        if phase in ("Complete", "Retaining", "RolledBack"):
             changes["last_error"] = None
             changes["progress"] = self._report.progress.model_copy(update={"eta": ""})
         await self._change(**changes)

@@ -63,10 +63,7 @@ class Verifier:
                 return StepVerification(result="Equal")
             bounds = await self._bounds(record)
             source, target = await self._source(record, bounds), await self._target(record, bounds)
-            different = sorted(
-                (number for number in source.keys() | target.keys() if source.get(number) != target.get(number)),
-                key=lambda number: (number is None, number),
-            )
+            different = _different(source, target)
             differences: list[Difference] = []
             for number in different:
                 if len(differences) >= _MOST_DIFFERENCES:
@@ -83,6 +80,11 @@ class Verifier:
             differences=tuple(differences[:_MOST_DIFFERENCES]) or self._imbalance(record, compared, balanced),
             milliseconds=round((time.monotonic() - began) * 1000),
         )
+
+    async def different_ranges(self, record: StepRecord) -> tuple[tuple[str, ...], list[Any]]:
+        """Return the bounds of the ranges and the numbers of those that differ, in the caller's transaction."""
+        bounds = await self._bounds(record)
+        return bounds, _different(await self._source(record, bounds), await self._target(record, bounds))
 
     def _trusted(self, record: StepRecord) -> int:
         return record.rows_existing if self._trusts else 0
@@ -137,12 +139,12 @@ class Verifier:
         mapping = self._sql.mapping
         conditions = [self._sql.up_to(1), self._sql.filter()]
         if record.rows_rejected:
-            conditions.append(f"NOT {self._is_rejected(self._sql.row_key())}")
+            conditions.append(f"NOT {self.is_rejected(self._sql.row_key())}")
         if self._excludes_existing(record):
             conditions.append(f"NOT {self._sql.is_known(self._sql.row_key())}")
         digest = self._dialect.digest([f"p.c{index}" for index in range(len(mapping.columns))], mapping.columns)
         key = self._dialect.joined_key([f"p.k{index}" for index in range(len(mapping.key))])
-        number = self._range("p.k0", bounds)
+        number = self.range_of("p.k0", bounds)
         rows = mapping.select(conditions, fenced=False)
         return f"SELECT {key} AS k, {number} AS range_number, {digest} AS digest FROM ({rows}) AS p"
 
@@ -153,17 +155,19 @@ class Verifier:
         key = self._sql.origin_key("o")
         known = f" WHERE NOT {self._sql.is_known(key)}" if self._excludes_existing(record) else ""
         return (
-            f"SELECT {key} AS k, {self._range('o.o0', bounds)} AS range_number, o.digest "
+            f"SELECT {key} AS k, {self.range_of('o.o0', bounds)} AS range_number, o.digest "
             f"FROM ({self._sql.origins(further=[f'{digest} AS digest'])}) AS o{known}"
         )
 
-    def _range(self, key: SqlValue, bounds: tuple[str, ...]) -> SqlValue:
+    def range_of(self, key: SqlValue, bounds: tuple[str, ...]) -> SqlValue:
+        """Return the number of the range that a key lies in; its first part, as text, is given."""
         return self._dialect.key_range(self._key, key, size=self._range_size, bounds=bounds)
 
     def _excludes_existing(self, record: StepRecord) -> bool:
         return self._trusts and self._copier.checks_existing(record)
 
-    def _is_rejected(self, key: SqlValue) -> SqlValue:
+    def is_rejected(self, key: SqlValue) -> SqlValue:
+        """Return the condition that the row of this key is in the reject table."""
         return (
             f"EXISTS (SELECT 1 FROM {REJECTS_TABLE} r WHERE r.migration = {literal(self._owner.migration)} "
             f"AND r.revision = {self._owner.revision} AND r.step = {literal(self._name)} AND r.row_key = {key})"
@@ -174,7 +178,7 @@ class Verifier:
         target = await self._rows_of(self._target_rows(record, bounds), number)
         label = self._label(source, target, number)
         found = []
-        for key in sorted(source.keys() | target.keys(), key=_in_order):
+        for key in sorted(source.keys() | target.keys(), key=in_key_order):
             kind = _kind(source.get(key), target.get(key))
             if kind is not None:
                 found.append(Difference(range=label, key=shown_key(key)[:256], kind=kind))
@@ -192,12 +196,19 @@ class Verifier:
     def _label(self, source: _Side, target: _Side, number: Any) -> str:
         if number is None:
             return _UNKNOWN
-        keys = sorted(source.keys() | target.keys(), key=_in_order)
+        keys = sorted(source.keys() | target.keys(), key=in_key_order)
         names = ", ".join(self._step.key)
         return f"{names} {shown_key(keys[0])}..{shown_key(keys[-1])}"[:1024] if keys else f"{names}: range {number}"
 
 
-def _in_order(key: str) -> tuple[bool, int, str]:
+def _different(source: _Side, target: _Side) -> list[Any]:
+    return sorted(
+        (number for number in source.keys() | target.keys() if source.get(number) != target.get(number)),
+        key=lambda number: (number is None, number),
+    )
+
+
+def in_key_order(key: str) -> tuple[bool, int, str]:
     """Sort integer keys by value and others by text."""
     digits = key.removeprefix("-").isdecimal()
     return (not digits, int(key) if digits else 0, key)

@@ -156,7 +156,8 @@ class Verification(ResourceModel):
     range_size: int = Field(default=10_000, ge=100, le=1_000_000)
     """Rows in one key range, about. A smaller range names a difference more exactly and costs no more."""
     repair: bool = False
-    """Copy the rows of a range that differs again, then compare once more. Off: stop and name the difference."""
+    """Make the rows that differ again what the mapping says, then compare once more: rows that were lost, changed or
+    doubled in the target, whoever did it. Off: stop and name the difference."""
 
 
 class Rejects(ResourceModel):
@@ -165,7 +166,7 @@ class Rejects(ResourceModel):
     max: int = Field(default=1000, ge=0, le=1_000_000_000, json_schema_extra={"format": "int64"})
     """Stop when more rows than this were rejected. 0: stop at the first."""
     retry: int = Field(default=0, ge=0, le=1_000_000)
-    """Raise it by one to try the rejected rows again after a fix (retryRejected)."""
+    """Raise it by one to try the rejected rows again, and only them, after a fix."""
 
 
 class ComputeAmounts(ResourceModel):

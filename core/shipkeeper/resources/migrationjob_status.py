@@ -18,6 +18,9 @@ Phase = Literal[
     "Suspended",
     "Cancelled",
     "Complete",
+    "Retaining",
+    "RollingBack",
+    "RolledBack",
     "Failed",
 ]
 
@@ -102,6 +105,10 @@ class StepVerification(ResourceModel):
     """Ranges that differ."""
     differences: tuple[Difference, ...] = Field(default=(), max_length=10)
     """The first of the differences, by range and key."""
+    repaired: Count = 0
+    """Rows of the target that verification.repair made again what the mapping says."""
+    repairs: tuple[Difference, ...] = Field(default=(), max_length=10)
+    """The first of the rows that were repaired, and how they had differed."""
     milliseconds: Count = 0
     """Time it took."""
 
@@ -132,6 +139,8 @@ class StepStatus(ResourceModel):
     """Rows that were already there; of a backfill, rows that others set or removed before their turn came."""
     rows_rejected: Count = 0
     """Rows in the reject table."""
+    rows_removed: Count = 0
+    """Rows that a rollback took out of the target again."""
     batches: Count = 0
     """Committed batches."""
     batch_milliseconds: Count = 0
@@ -222,6 +231,8 @@ class MigrationReport(ResourceModel):
     """Whether and why it holds back."""
     rejects: tuple[Reject, ...] = Field(default=(), max_length=10)
     """The first of the rejected rows."""
+    rejects_retried: Count = 0
+    """The rejects.retry under which the rejected rows were last tried again."""
     last_error: LastError | None = None
     """The last failure; cleared by progress."""
     lock_holder: Line = ""
@@ -230,6 +241,8 @@ class MigrationReport(ResourceModel):
     """When the work first began."""
     finished_at: Instant | None = None
     """When it was complete."""
+    retained_until: Instant | None = None
+    """When the next retired table is dropped; all else is done."""
 
 
 class WorkerRun(ResourceModel):

@@ -12,7 +12,14 @@ from typing import Final
 from shipkeeper.migrations.support import unsupported
 from shipkeeper.resources.conditions import Claim, dated, ready, reconciling, retrying, stalled
 from shipkeeper.resources.migrationjob import MigrationJob
-from shipkeeper.resources.migrationjob_status import LastError, MigrationJobStatus, MigrationReport, Phase, WorkerRun
+from shipkeeper.resources.migrationjob_status import (
+    LastError,
+    MigrationJobStatus,
+    MigrationReport,
+    Phase,
+    StepStatus,
+    WorkerRun,
+)
 from shipkeeper_operator.children.migrationjob import (
     WorkerSettings,
     approved_plan,
@@ -23,7 +30,7 @@ from shipkeeper_operator.children.migrationjob import (
 )
 
 from .migration_facts import ObservedJob, ObservedMigration
-from .outcome import Manifest, Outcome
+from .outcome import Event, Manifest, Outcome
 
 VERIFIED: Final = "Verified"
 APPROVED: Final = "Approved"
@@ -31,7 +38,7 @@ THROTTLED: Final = "Throttled"
 
 _FIRST_DELAY: Final = timedelta(seconds=10)
 _LONGEST_DELAY: Final = timedelta(minutes=5)
-_ENDED_WELL: Final = ("Complete", "Planned", "AwaitingApproval")
+_DONE: Final = ("Complete", "Retaining")
 
 
 def references(resource: MigrationJob) -> Iterable[tuple[str, str]]:
@@ -46,7 +53,7 @@ def reconcile(
     report = _current_report(resource, observed)
     if refused := unsupported(resource.spec):
         field, advice = refused[0]
-        claims = (*stalled("UnsupportedField", f"{field} is not supported: {advice}"), _verified(report))
+        claims = (*stalled("UnsupportedField", f"{field} is not supported: {advice}"), _verified(resource, report))
         return Outcome(
             status=_status(resource, report, claims=claims, run=None, phase="Failed", now=now),
             children=build_companions(resource),
@@ -57,12 +64,28 @@ def reconcile(
     run = _run(resource, name=name, attempt=attempt.number, job=job)
     phase = _phase(resource, report, job)
     claims = (*_state(resource, observed, report, run=run, job=job), *_further_claims(resource, report))
+    status = _status(resource, report, claims=claims, run=run, phase=phase, now=now)
     return Outcome(
-        status=_status(resource, report, claims=claims, run=run, phase=phase, now=now),
+        status=status,
         children=(*build_companions(resource), *_wanted_run(resource, run=run, job=job, settings=settings)),
         retained=_retained(resource, job),
+        events=_repairs(resource, status),
         requeue_after=attempt.again_after,
     )
+
+
+def _repairs(resource: MigrationJob, status: MigrationJobStatus) -> tuple[Event, ...]:
+    """Say what was repaired since the status before: a target that did not hold what was written deserves a look."""
+    before = {step.name: _repaired(step) for step in resource.status.steps} if resource.status is not None else {}
+    return tuple(
+        Event("Warning", "RowsRepaired", f"step {step.name}: {new} rows differed and were repaired; see status.steps")
+        for step in status.steps
+        if (new := _repaired(step) - before.get(step.name, 0)) > 0
+    )
+
+
+def _repaired(step: StepStatus) -> int:
+    return step.verification.repaired if step.verification is not None else 0
 
 
 def _current_report(resource: MigrationJob, observed: ObservedMigration) -> MigrationReport | None:
@@ -87,19 +110,35 @@ def _attempt(
     job = observed.jobs.get(previous.job)
     state = job.state if job is not None else previous.state
     finished_at = (job.finished_at if job is not None else None) or previous.finished_at
-    if not _deserves_another(state, report) or finished_at is None:
+    drop_at = _drop_at(resource, state, report)
+    if finished_at is None or (drop_at is None and not _deserves_another(resource, state, report)):
         return _Attempt(previous.attempt)
     due = finished_at + min(_FIRST_DELAY * 2 ** min(previous.attempt - 1, 10), _LONGEST_DELAY)
+    if drop_at is not None:
+        due = max(due, drop_at)  # Where the database's clock is behind ours, the next worker ends as this one did.
     return _Attempt(previous.attempt + 1) if due <= now else _Attempt(previous.attempt, due - now)
 
 
-def _deserves_another(state: str, report: MigrationReport | None) -> bool:
+def _drop_at(resource: MigrationJob, state: str, report: MigrationReport | None) -> datetime | None:
+    """Return when another worker has a retired table to drop."""
+    if state != "Succeeded" or report is None or report.phase != "Retaining" or resource.spec.rollback:
+        return None
+    return report.retained_until
+
+
+def _deserves_another(resource: MigrationJob, state: str, report: MigrationReport | None) -> bool:
     if state == "Succeeded":
         # The worker ended well, but what it reported is gone: the ledger knows, so another worker can say it again.
-        return report is None or report.phase not in _ENDED_WELL
+        return report is None or not _has_ended(resource, report)
     if state == "Failed":
         return report is None or report.last_error is None or report.last_error.retry != "Never"
     return False
+
+
+def _has_ended(resource: MigrationJob, report: MigrationReport) -> bool:
+    """Whether the report is the last one of what the spec asks for: the work, or its undoing."""
+    wanted = ("RolledBack",) if resource.spec.rollback else _DONE
+    return report.phase in (*wanted, "Planned", "AwaitingApproval")
 
 
 def _run(resource: MigrationJob, *, name: str, attempt: int, job: ObservedJob | None) -> WorkerRun:
@@ -143,8 +182,9 @@ def _is_paused(resource: MigrationJob) -> bool:
 
 def _phase(resource: MigrationJob, report: MigrationReport | None, job: ObservedJob | None) -> Phase:
     reported: Phase = report.phase if report is not None else "Pending"
-    if reported == "Complete":
-        return reported
+    if reported in ("Complete", "RolledBack") or (reported == "Retaining" and resource.spec.rollback):
+        # After rollback was set or taken back, the last report is about the other direction.
+        return reported if report is not None and _has_ended(resource, report) else "Pending"
     if resource.spec.cancel:
         return "Cancelled"
     if resource.spec.suspend:
@@ -163,7 +203,7 @@ def _state(
     job: ObservedJob | None,
 ) -> tuple[Claim, ...]:
     """Say in one Ready claim (and Reconciling or Stalled) how the migration is."""
-    if run.state == "Succeeded" and report is not None and report.phase in _ENDED_WELL:
+    if run.state == "Succeeded" and report is not None and _has_ended(resource, report):
         return _ended(resource, report)
     if resource.spec.cancel:
         return stalled("Cancelled", "cancelled; what was copied stays. Set spec.cancel to false to resume")
@@ -177,12 +217,18 @@ def _state(
         return retrying("ReportUnreadable", observed.report_error)
     if report is not None and report.last_error is not None:
         return _error(report.last_error)
-    return reconciling(*_under_way(report))
+    return reconciling(*_under_way(resource, report))
 
 
 def _ended(resource: MigrationJob, report: MigrationReport) -> tuple[Claim, ...]:
     if report.phase == "Complete":
         return ready("Complete", _sum(report))
+    if report.phase == "Retaining":
+        until = f"{report.retained_until:%Y-%m-%dT%H:%M:%SZ}" if report.retained_until is not None else "later"
+        return ready("Retaining", f"{_sum(report)}; a retired table is kept until {until}, then dropped")
+    if report.phase == "RolledBack":
+        removed = sum(step.rows_removed for step in report.steps)
+        return ready("RolledBack", f"{removed} copied rows were removed; set spec.rollback to false to copy anew")
     plan = report.plan.hash if report.plan is not None else ""
     if report.phase == "Planned":
         return ready("Planned", f"plan {plan} is in status.plan; set spec.mode to Apply to carry it out")
@@ -220,8 +266,8 @@ def _error(error: LastError) -> tuple[Claim, ...]:
     return stalled(error.reason, error.message)
 
 
-def _under_way(report: MigrationReport | None) -> tuple[str, str]:
-    if report is None:
+def _under_way(resource: MigrationJob, report: MigrationReport | None) -> tuple[str, str]:
+    if report is None or (report.phase in (*_DONE, "RolledBack") and not _has_ended(resource, report)):
         return "Starting", "the worker is starting"
     if report.throttle.reason != "None":
         return "Throttled", f"{report.throttle.reason}: {report.throttle.message}"
@@ -232,21 +278,23 @@ def _under_way(report: MigrationReport | None) -> tuple[str, str]:
 
 
 def _further_claims(resource: MigrationJob, report: MigrationReport | None) -> tuple[Claim, ...]:
-    claims = [_verified(report)]
+    claims = [_verified(resource, report)]
     if resource.spec.approval.mode == "Manual":
         claims.append(_approved(resource, report))
-    if report is not None and report.throttle.reason != "None" and report.phase != "Complete":
+    if report is not None and report.throttle.reason != "None" and report.phase not in _DONE:
         claims.append(Claim(THROTTLED, "True", report.throttle.reason, report.throttle.message))
     return tuple(claims)
 
 
-def _verified(report: MigrationReport | None) -> Claim:
+def _verified(resource: MigrationJob, report: MigrationReport | None) -> Claim:
     """Verified is what releases an application's rollout, so it is True only for a complete migration."""
+    if resource.spec.rollback:
+        return Claim(VERIFIED, "False", "RolledBack", "spec.rollback takes the copied rows out of the target")
     comparisons = [step.verification for step in report.steps if step.verification] if report is not None else []
     if any(each.result == "Different" for each in comparisons):
         different = sum(each.different_ranges for each in comparisons)
         return Claim(VERIFIED, "False", "ContentDiffers", f"{different} key ranges differ; see status.steps")
-    if report is None or report.phase != "Complete":
+    if report is None or report.phase not in _DONE:
         return Claim(VERIFIED, "False", "NotVerifiedYet", "the migration is not complete")
     if not comparisons:
         return Claim(VERIFIED, "True", "NothingToCompare", "no step copies rows")

@@ -268,6 +268,6 @@ async def test_unreachable_or_refused(
 
 async def test_unsupported_fields_are_refused_by_name(database: Any) -> None:
     await database.load(generate(rows=10, seed=62, odd=0))
-    with pytest.raises(MigrationError, match=r"spec\.rollback is not supported") as failure:
-        await migrate(database.url, sample_spec(rollback=True))
+    with pytest.raises(MigrationError, match=r"spec\.parallelism is not supported") as failure:
+        await migrate(database.url, sample_spec(parallelism=2))
     assert failure.value.reason == "UnsupportedField"

@@ -324,3 +324,113 @@ def test_a_throttle_is_shown() -> None:
     throttled = report(resource, "Running", throttle={"reason": "ReplicaLag", "message": "5 s behind, at most 1 s"})
     outcome = decide(resource, observed(name, "Active", throttled))
     assert conditions(outcome)["Throttled"] == ("True", "ReplicaLag")
+
+
+def test_repaired_rows_are_an_event_once() -> None:
+    resource, name = started()
+    steps = [{"name": "copy", "state": "Done", "verification": {"result": "Equal", "rows": 9, "repaired": 2}}]
+    seen = observed(name, "Succeeded", report(resource, "Complete", steps=steps))
+    outcome = decide(resource, seen)
+    assert [(event.type, event.reason) for event in outcome.events] == [("Warning", "RowsRepaired")]
+    assert "2 rows" in outcome.events[0].message
+    assert decide(migration(status=outcome.status), seen).events == ()
+
+
+def test_a_raised_retry_of_rejects_is_another_job() -> None:
+    resource, name = started()
+    complete = observed(name, "Succeeded", report(resource, "Complete", steps=COMPARED))
+    done = decide(resource, complete)
+    outcome = decide(migration(status=done.status, rejects={"retry": 1}), complete)
+    job = job_of(outcome)
+    assert job is not None
+    assert job["metadata"]["name"] != name
+
+
+def test_a_rollback_of_a_complete_migration_is_another_job_and_holds_back_rollouts_at_once() -> None:
+    resource, name = started()
+    complete = observed(name, "Succeeded", report(resource, "Complete", steps=COMPARED))
+    done = decide(resource, complete)
+    outcome = decide(migration(status=done.status, rollback=True), complete)
+    job = job_of(outcome)
+    assert job is not None
+    assert job["metadata"]["name"] != name
+    assert outcome.status.phase == "Pending"
+    assert conditions(outcome)["Ready"][0] == "False"
+    assert conditions(outcome)["Verified"] == ("False", "RolledBack")
+
+
+def test_rolled_back_is_ready_and_taking_it_back_copies_anew() -> None:
+    resource, name = started(rollback=True)
+    steps = [{"name": "copy", "state": "Pending", "rowsRemoved": 7}]
+    rolled_back = observed(name, "Succeeded", report(resource, "RolledBack", steps=steps))
+    outcome = decide(resource, rolled_back)
+    assert outcome.status.phase == "RolledBack"
+    assert conditions(outcome)["Ready"] == ("True", "RolledBack")
+    assert conditions(outcome)["Verified"] == ("False", "RolledBack")
+    assert outcome.requeue_after is None
+    again = decide(migration(status=outcome.status), rolled_back)
+    assert again.status.phase == "Pending"
+    assert conditions(again)["Ready"][0] == "False"
+    job = job_of(again)
+    assert job is not None
+    assert job["metadata"]["name"] != name
+
+
+def test_a_rollback_whose_report_is_lost_is_run_again() -> None:
+    resource, name = started(rollback=True)
+    seen = observed(name, "Succeeded", report(resource, "Complete", steps=COMPARED))
+    outcome = decide(resource, seen, now=NOW + timedelta(minutes=1))
+    assert outcome.status.run is not None
+    assert outcome.status.run.attempt == 2
+
+
+UNTIL = NOW + timedelta(days=30)
+
+
+def test_a_kept_table_is_ready_and_verified_and_its_drop_is_due_later() -> None:
+    resource, name = started()
+    kept = report(resource, "Retaining", steps=COMPARED, retainedUntil=UNTIL.isoformat())
+    outcome = decide(resource, observed(name, "Succeeded", kept))
+    assert outcome.status.phase == "Retaining"
+    assert conditions(outcome)["Ready"] == ("True", "Retaining")
+    assert conditions(outcome)["Verified"] == ("True", "ContentEqual")
+    assert "2026-04-01T12:00:00Z" in next(each.message for each in outcome.status.conditions if each.type == "Ready")
+    assert outcome.requeue_after == timedelta(days=30)
+    assert job_of(outcome) is None
+
+
+def test_when_it_is_due_another_job_drops_it() -> None:
+    resource, name = started()
+    kept = report(resource, "Retaining", steps=COMPARED, retainedUntil=UNTIL.isoformat())
+    waiting = decide(resource, observed(name, "Succeeded", kept))
+    # Its time to live removed the first Job long ago.
+    due = decide(migration(status=waiting.status), ObservedMigration(jobs={}, report=kept), now=UNTIL)
+    job = job_of(due)
+    assert job is not None
+    assert job["metadata"]["name"] != name
+    assert due.status.run is not None
+    assert due.status.run.attempt == 2
+
+    resource, name = migration(status=due.status), due.status.run.job
+    complete = report(resource, "Complete", steps=COMPARED)
+    outcome = decide(resource, observed(name, "Succeeded", complete), now=UNTIL)
+    assert conditions(outcome)["Ready"] == ("True", "Complete")
+    assert outcome.requeue_after is None
+
+
+def test_a_database_whose_clock_is_behind_is_asked_again_with_growing_pauses() -> None:
+    resource, name = started()
+    kept = report(resource, "Retaining", steps=COMPARED, retainedUntil=(NOW - timedelta(seconds=1)).isoformat())
+    outcome = decide(resource, observed(name, "Succeeded", kept))
+    assert job_of(outcome) is None
+    assert outcome.requeue_after == timedelta(seconds=10)
+
+
+def test_a_suspended_migration_drops_nothing() -> None:
+    resource, name = started()
+    kept = report(resource, "Retaining", steps=COMPARED, retainedUntil=NOW.isoformat())
+    waiting = decide(resource, observed(name, "Succeeded", kept))
+    suspended = migration(status=waiting.status, annotations=None, suspend=True)
+    outcome = decide(suspended, observed(name, "Succeeded", kept), now=NOW + timedelta(days=1))
+    assert job_of(outcome) is None
+    assert outcome.status.phase == "Suspended"
