@@ -20,7 +20,7 @@ from .catalog import Table, quoted_name, require_table
 from .copying import BatchResult, MovedElsewhereError, RowErrorInBatch, shown_key
 from .database import Session
 from .dialect import Dialect, SqlValue, identifier, literal
-from .errors import MigrationError, is_row_error, server_message, sql_state
+from .errors import MigrationError, explain_at, is_row_error, server_message, sql_state
 from .ledger import REJECTS_TABLE, BatchCounts, Key, Ledger, Owner, StepRecord, utc_now
 from .preparation import dialect_of, refuse_key
 
@@ -160,7 +160,12 @@ class Backfiller:
 
     async def prepare(self) -> StepRecord:
         """Check the statement and enter the step with its upper bound and its rows, in the caller's transaction."""
-        await self._session.rows(self._sql.explain())
+        try:
+            await self._session.rows(self._sql.explain())
+        except Exception as error:
+            if (failure := explain_at(error, f"step {self._name}, backfill")) is None:
+                raise
+            raise failure from error
         last = await self._session.row(self._sql.last_key())
         await self._ledger.begin_step(
             self._name,

@@ -117,6 +117,16 @@ def explain(error: BaseException) -> MigrationError:
     return _explain_connection(error)
 
 
+def explain_at(error: BaseException, where: str) -> MigrationError | None:
+    """Return the failure with the field of the spec in front; None for one that may pass by itself."""
+    failure = explain(error)
+    if failure.retry == "Soon":
+        return None
+    return MigrationError(
+        failure.reason, f"{where}: {failure.message}", retry=failure.retry, sql_state=failure.sql_state
+    )
+
+
 def _explain_connection(error: BaseException) -> MigrationError:
     message = server_message(error)
     if _SQLITE_TABLE.search(message):

@@ -16,7 +16,7 @@ from shipkeeper.resources.migrationsteps import Sql, Step
 from shipkeeper.resources.schedule import milliseconds
 
 from .database import Session
-from .errors import MigrationError, explain, server_message, sql_state
+from .errors import MigrationError, explain_at, server_message, sql_state
 from .ledger import Ledger, StepRecord
 from .sqltext import SqlText, read_guard, read_statement, require_transactional
 
@@ -115,7 +115,7 @@ class GuardedStatement:
         if state == _CANCELED or server_message(error) == "interrupted":
             return MigrationError(
                 "StatementTimeout",
-                f"{where}: it took longer than sql.timeout ({self._step.timeout}) and was rolled back: raise timeout, "
+                f"{where}: {server_message(error)}, and it was rolled back: raise sql.timeout ({self._step.timeout}), "
                 "or do it in smaller parts (backfill)",
                 retry="WhenMended",
                 sql_state=state,
@@ -124,12 +124,7 @@ class GuardedStatement:
             return MigrationError(
                 "StatementRefused", f"{where}: {server_message(error)}", retry="Never", sql_state=state
             )
-        failure = explain(error)
-        if failure.retry == "Soon":
-            return None
-        return MigrationError(
-            failure.reason, f"{where}: {failure.message}", retry=failure.retry, sql_state=failure.sql_state
-        )
+        return explain_at(error, where)
 
 
 async def _interrupt_after(connection: Any, seconds: float) -> None:

@@ -25,6 +25,7 @@ _TOKEN: Final = re.compile(
 _TRANSACTION_CONTROL: Final = frozenset(
     {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "PREPARE"}
 )
+_SESSION: Final = frozenset({"SET", "RESET", "DISCARD"})
 _ALONE: Final = {
     ("VACUUM",): "VACUUM cannot run in a transaction; autovacuum does its work, or run it by hand",
     ("ALTER", "SYSTEM"): "ALTER SYSTEM cannot run in a transaction; set it by hand",
@@ -108,8 +109,10 @@ def require_transactional(statement: SqlText, *, field: str) -> None:
     """Raise MigrationError (StatementRefused) with what to do instead, where it cannot run in a transaction."""
     words = statement.words
     # SQLite's triggers and SQL functions hold BEGIN and END within; only the first word makes a statement of control.
-    if words[0] in _TRANSACTION_CONTROL or words[:2] == ("SET", "TRANSACTION"):
+    if words[0] in _TRANSACTION_CONTROL:
         raise _refused(field, f"{words[0]} would end or split the step's own transaction: leave it out")
+    if words[0] in _SESSION:
+        raise _refused(field, f"{words[0]} changes nothing but the worker's own session: leave the step out")
     for start, advice in _ALONE.items():
         if words[: len(start)] == start:
             raise _refused(field, advice)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from shipkeeper.migrations.database import parse_url
 from shipkeeper.migrations.engine import Migration
 from shipkeeper.migrations.errors import MigrationError
 from shipkeeper.resources.migrationjob import MigrationJobSpec
 from shipkeeper.resources.migrationjob_status import MigrationReport
+from support.birthday_data import generate
 from support.migration_databases import NAME, Recorder, migrate, sample_spec
 from support.migration_process import killed_in_the_middle
 
@@ -182,7 +184,20 @@ async def test_what_is_wrong_is_named_before_anything_begins(database: Any, wron
         await migrate(database.url, spec(FILL | change))
     assert failure.value.reason == reason
     assert named in failure.value.message
+    assert "step fill" in failure.value.message or "backfill.key" in failure.value.message
     assert failure.value.retry == "WhenMended"
+
+
+async def test_the_documented_example_works(postgresql: Any) -> None:
+    await postgresql.load(generate(rows=10, seed=1))
+    text = (Path(__file__).parents[3] / "docs" / "migrations.md").read_text()
+    section = text.partition("### Backfill")[2]
+    steps = yaml.safe_load(section.partition("```yaml")[2].partition("```")[0])
+    phase, report = await migrate(postgresql.url, sample_spec(steps=steps))
+    assert phase == "Complete"
+    assert report.steps[1].rows_copied > 0
+    column = "SELECT convalidated FROM pg_constraint WHERE conname = 'profile_host_there'"
+    assert await postgresql.rows(column) == [(True,)]
 
 
 async def test_sigkill_at_random_points(database: Any, tmp_path: Path) -> None:

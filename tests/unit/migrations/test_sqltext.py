@@ -77,6 +77,7 @@ def test_not_one_statement(text: str) -> None:
         ("COMMIT", "leave it out"),
         ("BEGIN", "leave it out"),
         ("savepoint a", "leave it out"),
+        ("SET search_path TO other", "the worker's own session"),
         ("VACUUM FULL people", "VACUUM cannot run in a transaction"),
         ("CREATE UNIQUE INDEX CONCURRENTLY i ON people (name)", "use createIndexes"),
         ("DROP INDEX CONCURRENTLY i", "use createIndexes"),
