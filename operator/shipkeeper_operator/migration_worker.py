@@ -1,7 +1,8 @@
 """The program of a migration's pod: runs the engine on what the mounted file says, and reports into a ConfigMap.
 
 It is told everything by its environment: SHIPKEEPER_MIGRATION_FILE (the resource as YAML), SHIPKEEPER_NAMESPACE and
-SHIPKEEPER_REPORT (the ConfigMap it may write), DATABASE_URL (from the Secret, read by nobody else). How it ends tells
+SHIPKEEPER_REPORT (the ConfigMap it may write), DATABASE_URL and, where there is another source, SOURCE_DATABASE_URL
+(from the Secrets, read by nobody else). How it ends tells
 the Job controller whether another pod may succeed: see shipkeeper.migrations.exitcodes.
 """
 
@@ -52,6 +53,7 @@ class WorkerEnvironment:
     namespace: str
     report: str
     database_url: str
+    source_database_url: str = ""
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> "WorkerEnvironment":
@@ -70,6 +72,7 @@ class WorkerEnvironment:
             namespace=required("SHIPKEEPER_NAMESPACE"),
             report=required("SHIPKEEPER_REPORT"),
             database_url=variables.get("DATABASE_URL", ""),
+            source_database_url=variables.get("SOURCE_DATABASE_URL", ""),
         )
 
 
@@ -124,6 +127,8 @@ async def run_worker(environment: WorkerEnvironment, sink: ReportSink, *, stop: 
     resource = read_migration(environment.file)
     try:
         url = database_url(environment.database_url)
+        has_source = resource.spec.source is not None
+        source_url = database_url(environment.source_database_url) if has_source else None
     except MigrationError as error:
         report = MigrationReport(
             revision=resource.spec.revision,
@@ -135,7 +140,8 @@ async def run_worker(environment: WorkerEnvironment, sink: ReportSink, *, stop: 
         return _exit_code_of(error)
     name = f"{resource.metadata.namespace}/{resource.metadata.name}"
     try:
-        phase = await Migration(resource.spec, name=name, url=url, sink=sink, stop=stop).run()
+        migration = Migration(resource.spec, name=name, url=url, sink=sink, stop=stop, source_url=source_url)
+        phase = await migration.run()
     except MigrationError as error:
         return _exit_code_of(error)
     _LOG.info("ended: %s", phase)

@@ -56,11 +56,23 @@ class Recorder:
 
 
 async def migrate(
-    url: str, spec: MigrationJobSpec, *, name: str = NAME, stop: asyncio.Event | None = None
+    url: str,
+    spec: MigrationJobSpec,
+    *,
+    name: str = NAME,
+    stop: asyncio.Event | None = None,
+    source_url: str | None = None,
 ) -> tuple[Phase, MigrationReport]:
     """Run the migration in this process and return how it ended and its last report."""
     recorder = Recorder()
-    migration = Migration(spec, name=name, url=parse_url(url), sink=recorder, stop=stop or asyncio.Event())
+    migration = Migration(
+        spec,
+        name=name,
+        url=parse_url(url),
+        sink=recorder,
+        stop=stop or asyncio.Event(),
+        source_url=parse_url(source_url) if source_url is not None else None,
+    )
     phase = await migration.run()
     return phase, recorder.last
 

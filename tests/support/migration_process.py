@@ -1,6 +1,6 @@
 """A worker in a process of its own, so that a test can kill it: `python -m support.migration_process spec.json`.
 
-The URL comes from DATABASE_URL. Prints the phase it ended in.
+The URL comes from DATABASE_URL, that of another source from SOURCE_DATABASE_URL. Prints the phase it ended in.
 """
 
 import asyncio
@@ -56,7 +56,10 @@ async def killed_in_the_middle(
 
 async def _run(spec: MigrationJobSpec) -> str:
     url = parse_url(os.environ["DATABASE_URL"])
-    return await Migration(spec, name=NAME, url=url, sink=Recorder(), stop=asyncio.Event()).run()
+    source = os.environ.get("SOURCE_DATABASE_URL")
+    source_url = parse_url(source) if source is not None else None
+    migration = Migration(spec, name=NAME, url=url, sink=Recorder(), stop=asyncio.Event(), source_url=source_url)
+    return await migration.run()
 
 
 if __name__ == "__main__":

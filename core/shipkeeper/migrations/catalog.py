@@ -1,10 +1,9 @@
 """What the database says of its tables: columns, types, keys. The plan and the generated SQL are made from it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal, Protocol
 
-from .database import Session
 from .errors import MigrationError
 
 Family = Literal[
@@ -21,6 +20,13 @@ Family = Literal[
     "bytes",
     "other",
 ]
+
+
+class Readable(Protocol):
+    """A database that answers queries."""
+
+    async def rows(self, sql: str, *parameters: Any) -> Sequence[Any]:
+        """Run a query and return all its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,13 @@ class Table:
     columns: Mapping[str, Column]
     unique_keys: frozenset[frozenset[str]]
     """Sets of columns that no two rows share, by a constraint or a plain unique index."""
+    staged_in: str | None = None
+    """The temporary table that holds the rows at hand, where the table itself stands in another database."""
+
+    @property
+    def relation(self) -> str:
+        """What statements read its rows from, quoted."""
+        return quoted_name(self.staged_in or self.name)
 
     def column(self, name: str, *, used_by: str) -> Column:
         """Return the column.
@@ -99,12 +112,12 @@ WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indisvalid
 """
 
 
-async def read_table(session: Session, name: str, *, sqlite: bool) -> Table | None:
+async def read_table(session: Readable, name: str, *, sqlite: bool) -> Table | None:
     """Read a table's columns and unique keys, or None where there is no such table."""
     return await (_read_sqlite(session, name) if sqlite else _read_postgresql(session, name))
 
 
-async def require_table(session: Session, name: str, *, sqlite: bool, used_by: str) -> Table:
+async def require_table(session: Readable, name: str, *, sqlite: bool, used_by: str) -> Table:
     """Read a table.
 
     Raises MigrationError (TableMissing) naming the table and what uses it.
@@ -124,7 +137,7 @@ def quoted_name(name: str) -> str:
     return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
 
 
-async def _read_postgresql(session: Session, name: str) -> Table | None:
+async def _read_postgresql(session: Readable, name: str) -> Table | None:
     regclass = quoted_name(name)
     found = await session.rows(_POSTGRESQL_COLUMNS, regclass)
     if not found:
@@ -149,7 +162,7 @@ async def _read_postgresql(session: Session, name: str) -> Table | None:
     )
 
 
-async def _read_sqlite(session: Session, name: str) -> Table | None:
+async def _read_sqlite(session: Readable, name: str) -> Table | None:
     if "." in name:
         raise MigrationError(
             "TableMissing", f"{name}: SQLite has no schemas; write the table's name alone", retry="WhenMended"

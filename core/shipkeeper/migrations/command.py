@@ -21,11 +21,12 @@ from shipkeeper.resources.migrationjob import KIND, MigrationJob
 from shipkeeper.resources.migrationjob_status import MigrationReport, Phase, Plan
 
 from . import exitcodes
-from .database import parse_url
+from .database import DatabaseUrl, parse_url
 from .engine import Migration
 from .errors import MigrationError
 
 _URL_VARIABLE: Final = "DATABASE_URL"
+_SOURCE_URL_VARIABLE: Final = "SOURCE_DATABASE_URL"
 
 
 class TerminalSink:
@@ -89,28 +90,36 @@ def _parser() -> argparse.ArgumentParser:
         "verify": "compare source and target by content once more",
     }
     for verb, text in helps.items():
-        each = verbs.add_parser(verb, help=text, description=f"{text}. The database URL is read from {_URL_VARIABLE}.")
+        urls = f"The database URL is read from {_URL_VARIABLE}, that of spec.source from {_SOURCE_URL_VARIABLE}."
+        each = verbs.add_parser(verb, help=text, description=f"{text}. {urls}")
         each.add_argument("-f", "--file", type=Path, required=True, help="the MigrationJob as YAML")
     return parser
 
 
 async def _run(resource: MigrationJob, verb: str, console: Console) -> int:
-    text = os.environ.get(_URL_VARIABLE, "")
-    if not text:
-        raise MigrationError("DatabaseUrlInvalid", f"set {_URL_VARIABLE} to the database's URL", retry="WhenMended")
+    spec = resource.spec
+    url = _url(_URL_VARIABLE, "the database's URL")
+    source_url = _url(_SOURCE_URL_VARIABLE, "the URL of spec.source") if spec.source is not None else None
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    spec = resource.spec
     if verb == "plan":
         spec = spec.model_copy(update={"mode": "Plan"})
     name = f"{resource.metadata.namespace}/{resource.metadata.name}"
     with _progress(console) as progress:
-        migration = Migration(spec, name=name, url=parse_url(text), sink=TerminalSink(progress), stop=stop)
+        sink = TerminalSink(progress)
+        migration = Migration(spec, name=name, url=url, sink=sink, stop=stop, source_url=source_url)
         phase = await _verb(migration, verb)
     _show(migration.reporter.report, verb)
     return exitcodes.RETRY if phase == "Interrupted" and verb == "run" else exitcodes.COMPLETE
+
+
+def _url(variable: str, what: str) -> DatabaseUrl:
+    text = os.environ.get(variable, "")
+    if not text:
+        raise MigrationError("DatabaseUrlInvalid", f"set {variable} to {what}", retry="WhenMended")
+    return parse_url(text)
 
 
 async def _verb(migration: Migration, verb: str) -> Phase:

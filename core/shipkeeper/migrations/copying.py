@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from shipkeeper.resources.migrationsteps import Consolidate, IdentityPart
 
@@ -159,13 +160,13 @@ class CopyStatements:
 
     def total(self) -> str:
         """Return the query for the number of rows to account for."""
-        table = quoted_name(self.mapping.source.name)
+        table = self.mapping.source.relation
         return f"SELECT count(*) FROM {table} AS source WHERE {self.filter()}"
 
     def last_key(self) -> str:
         """Return the query for the highest key."""
         order = ", ".join(f"{column} DESC" for column in self._key)
-        table = quoted_name(self.mapping.source.name)
+        table = self.mapping.source.relation
         return f"SELECT {', '.join(self.mapping.key_texts())} FROM {table} AS source ORDER BY {order} LIMIT 1"
 
     def next_range(self, *, from_start: bool) -> str:
@@ -182,7 +183,7 @@ class CopyStatements:
         fields = ", ".join(f"{column} AS {name}" for column, name in zip(self._key, names, strict=True))
         rows = (
             f"SELECT {fields}, CASE WHEN {self.filter()} THEN 1 ELSE 0 END AS wanted "
-            f"FROM {quoted_name(self.mapping.source.name)} AS source "
+            f"FROM {self.mapping.source.relation} AS source "
             f"WHERE {' AND '.join(conditions)} ORDER BY {', '.join(self._key)} LIMIT {limit}"
         )
         last = f"SELECT {', '.join(names)} FROM r ORDER BY {', '.join(f'{name} DESC' for name in names)} LIMIT 1"
@@ -239,7 +240,7 @@ class CopyStatements:
     def count_existing(self, *, from_start: bool) -> str:
         """Return the query for the rows of a range that were already there."""
         conditions = [*self.in_range(from_start=from_start), self.is_known(self.row_key())]
-        table = quoted_name(self.mapping.source.name)
+        table = self.mapping.source.relation
         return f"SELECT count(*) FROM {table} AS source WHERE {' AND '.join(conditions)}"
 
     def insert_rejects(self, *, from_start: bool, check_existing: bool) -> str:
@@ -264,7 +265,7 @@ class CopyStatements:
         """Return the query for the key and the values of the rows of a range, whatever they hold."""
         row = self._dialect.row_as_json("source", tuple(self.mapping.source.columns.values()))
         conditions = self.in_range(from_start=from_start)
-        table = quoted_name(self.mapping.source.name)
+        table = self.mapping.source.relation
         return f"SELECT {self.row_key()}, {row} FROM {table} AS source WHERE {' AND '.join(conditions)}"
 
 
@@ -288,17 +289,24 @@ class Copier:
             await self._session.execute(snapshot.create_sql())
             await self._session.execute(snapshot.index_sql())
             await self._session.execute(f"ANALYZE {identifier(snapshot.name)}")
-        last = await self._session.row(self._sql.last_key())
+        upper = await self._last_key()
         await self._ledger.begin_step(
             self._name,
-            upper=tuple(last) if last is not None else None,
-            rows_total=await self._session.scalar(self._sql.total()),
+            upper=upper,
+            rows_total=await self._total(upper),
             existing_known=await self._note_existing(),
             started_at=started_at,
         )
         record = await self._ledger.step(self._name)
         assert record is not None  # noqa: S101 # It was just entered in this transaction.
         return record
+
+    async def _last_key(self) -> Key | None:
+        last = await self._session.row(self._sql.last_key())
+        return tuple(last) if last is not None else None
+
+    async def _total(self, upper: Key | None) -> int:
+        return int(await self._session.scalar(self._sql.total()))
 
     async def _note_existing(self) -> int:
         table = identifier(self._sql.existing_table)
@@ -329,9 +337,8 @@ class Copier:
         if record.upper is None:
             return None
         began = time.monotonic()
-        from_start = record.cursor is None
         before: Sequence[str] = record.cursor or ()
-        found = await self._session.row(self._sql.next_range(from_start=from_start), *before, *record.upper, str(size))
+        found = await self._next_range(record, size=size)
         if found is None:
             return None
         *last, rows, wanted = found
@@ -343,6 +350,11 @@ class Copier:
                 raise RowErrorInBatch(int(rows), error) from error
             raise
         return await self._commit(record, cursor=cursor, counts=counts, rows=int(rows), began=began)
+
+    async def _next_range(self, record: StepRecord, *, size: int) -> Any:
+        """Return the last key (its parts), the rows and the wanted rows of the next range, if a row is left."""
+        query = self._sql.next_range(from_start=record.cursor is None)
+        return await self._session.row(query, *(record.cursor or ()), *(record.upper or ()), str(size))
 
     async def _commit(
         self, record: StepRecord, *, cursor: Key, counts: BatchCounts, rows: int, began: float
@@ -386,7 +398,7 @@ class Copier:
         from_start = record.cursor is None
         before: Sequence[str] = record.cursor or ()
         async with self._session.transaction():
-            found = await self._session.row(self._sql.next_range(from_start=from_start), *before, *record.upper, "1")
+            found = await self._next_range(record, size=1)
             if found is None:
                 return None
             cursor: Key = tuple(found[:-2])

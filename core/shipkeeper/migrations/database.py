@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -16,6 +16,9 @@ from sqlalchemy.pool import NullPool
 
 from .errors import MigrationError, explain
 from .sqlite_functions import register_functions
+
+if TYPE_CHECKING:
+    from .source import Source
 
 Isolation = Literal["REPEATABLE READ", "READ COMMITTED"]
 
@@ -128,13 +131,23 @@ def _sqlite_engine(url: DatabaseUrl) -> AsyncEngine:
 class Session:
     """One database session. Statements are given in the driver's own SQL, with numbered parameters."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: AsyncConnection, *, source: "Source | None" = None) -> None:
+        """`source` is the database that holds the tables to consolidate, if it is another."""
         self._connection = connection
+        self.source = source
 
     @property
     def connection(self) -> AsyncConnection:
         """The SQLAlchemy connection, for statements built with SQLAlchemy Core."""
         return self._connection
+
+    async def retiring_session(self, table: str) -> "Session":
+        """Return the session with the database in which a table is retired: this, or the source's."""
+        return self if self.source is None else await self.source.retiring_session(table)
+
+    async def driver(self) -> Any:
+        """Return the driver's own connection, for COPY."""
+        return (await self._connection.get_raw_connection()).driver_connection
 
     @property
     def is_sqlite(self) -> bool:

@@ -36,6 +36,7 @@ from .retiring import is_retired, refuse_retired, rename
 from .retrying import RejectRetry, is_due
 from .rollback import RollBack, rollback_plan
 from .sizing import BatchSizer
+from .sources import source_of
 from .support import unsupported
 from .throttle import Throttle
 from .verification import Verifier
@@ -53,12 +54,23 @@ class Migration:
     """One run of one migration against one database."""
 
     def __init__(
-        self, spec: MigrationJobSpec, *, name: str, url: DatabaseUrl, sink: ReportSink, stop: asyncio.Event
+        self,
+        spec: MigrationJobSpec,
+        *,
+        name: str,
+        url: DatabaseUrl,
+        sink: ReportSink,
+        stop: asyncio.Event,
+        source_url: DatabaseUrl | None = None,
     ) -> None:
-        """`name` is namespace/name, by which the ledger knows the migration; `stop` asks for an end after the batch."""
+        """`name` is namespace/name, by which the ledger knows the migration; `stop` asks for an end after the batch.
+
+        `source_url` is the database that spec.source declares, and None where it declares none.
+        """
         self._spec = spec
         self._owner = Owner(name, spec.revision)
         self._url = url
+        self._source_url = source_url
         self._stop = stop
         self.reporter = Reporter(spec, sink)
 
@@ -113,7 +125,8 @@ class Migration:
         return progress.rows_copied + progress.rows_existing + progress.rows_rejected
 
     async def _report_failure(self, failure: MigrationError, *, final: bool) -> None:
-        shown = last_error(failure, secrets=self._url.secrets())
+        secrets = self._source_url.secrets() if self._source_url is not None else ()
+        shown = last_error(failure, secrets=(*self._url.secrets(), *secrets))
         _LOG.warning("%s: %s", shown.reason, shown.message)
         await self.reporter.failed(shown, phase="Failed" if final else self.reporter.report.phase)
         if final:
@@ -123,11 +136,14 @@ class Migration:
         if refused := unsupported(self._spec):
             field, advice = refused[0]
             raise MigrationError("UnsupportedField", f"{field} is not supported: {advice}", retry="Never")
-        engine = create_engine(self._url, name=f"shipkeeper/{self._owner.migration}")
+        name = f"shipkeeper/{self._owner.migration}"
+        source = source_of(self._source_url, name=name) if self._source_url is not None else None
+        engine = create_engine(self._url, name=name)
         try:
             connection = await connect(engine)
             try:
-                run = _Run(connection, self._spec, owner=self._owner, stop=self._stop, reporter=self.reporter)
+                session = Session(connection, source=source)
+                run = _Run(session, self._spec, owner=self._owner, stop=self._stop, reporter=self.reporter)
                 match what:
                     case "run":
                         return await run.run()
@@ -139,6 +155,8 @@ class Migration:
                 await _close(connection)
         finally:
             await engine.dispose()
+            if source is not None:
+                await source.close()
 
     async def _stopped_within(self, seconds: float) -> bool:
         try:
@@ -161,14 +179,14 @@ class _Run:
 
     def __init__(
         self,
-        connection: AsyncConnection,
+        session: Session,
         spec: MigrationJobSpec,
         *,
         owner: Owner,
         stop: asyncio.Event,
         reporter: Reporter,
     ) -> None:
-        self._session = Session(connection)
+        self._session = session
         self._spec = spec
         self._owner = owner
         self._stop = stop
@@ -647,15 +665,7 @@ class _Run:
             raise _verification_failed(ready.name, found)
 
     def _verifier(self, ready: Consolidation) -> Verifier:
-        return Verifier(
-            self._session,
-            name=ready.name,
-            step=ready.step,
-            owner=self._owner,
-            statements=ready.statements,
-            copier=ready.copier,
-            range_size=self._spec.verification.range_size,
-        )
+        return ready.verifier(self._session, owner=self._owner, range_size=self._spec.verification.range_size)
 
     async def _compare(self, verifier: Verifier, record: StepRecord) -> StepVerification:
         found: StepVerification = await self._until_stopped(verifier.verify(record))
@@ -735,7 +745,8 @@ class _Run:
         async def note() -> None:
             await self._journal.begin(step.name, "Retire", at=await database_now(self._session))
 
-        if await is_retired(self._session, retire):
+        session = await self._session.retiring_session(retire.table)
+        if await is_retired(session, retire):
             async with self._session.transaction():
                 await note()
             return
@@ -746,9 +757,13 @@ class _Run:
             ready = await prepare_consolidation(
                 self._session, self._ledger, name=copied.name, step=copied.consolidate, started_at=entry.started_at
             )
-        await rename(
-            self._session, retire, copied=entry, statements=ready.statements, locks=self._spec.locks, note=note
-        )
+        if session is self._session:
+            await rename(session, retire, copied=entry, statements=ready.original, locks=self._spec.locks, note=note)
+            return
+        # Two databases have no transaction in common: a crash in between is noticed by the table's new name.
+        await rename(session, retire, copied=entry, statements=ready.original, locks=self._spec.locks)
+        async with self._session.transaction():
+            await note()
 
     async def _proven(self, copied: Step, retire: Retire) -> StepRecord:
         """Return the ledger's entry of a consolidation whose content was proven equal, and not disproven since."""

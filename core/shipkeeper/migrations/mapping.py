@@ -119,7 +119,7 @@ class CompiledMapping:
             inner.append(("row_values", self.dialect.row_as_json(SOURCE, tuple(self.source.columns.values()))))
         fields = ", ".join(f"{expression} AS {alias}" for alias, expression in inner)
         conditions = f" WHERE {' AND '.join(where)}" if where else ""
-        table = quoted_name(self.source.name)
+        table = self.source.relation
         fence = f" {self.dialect.fence()}" if fenced else ""
         joins = "".join(f" {join}" for join in self.joins)
         read = f"SELECT {fields} FROM {table} AS {SOURCE}{joins}{conditions}{fence}"

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from shipkeeper.resources.migrationjob import MigrationJobSpec
 from shipkeeper.resources.migrationjob_status import Plan, PlannedStep
-from shipkeeper.resources.migrationsteps import Step
+from shipkeeper.resources.migrationsteps import Consolidate, Step
 
 from .backfilling import prepare_backfill
 from .catalog import quoted_name
@@ -129,10 +129,10 @@ class Planner:
                 trial = await self._try(ready.copier.batch_in_transaction, record)
         return PlannedStep(
             name=step.name,
-            action=f"copy {work.source} into {work.target} in batches, verify by content",
+            action=f"copy {work.source}{self._from()} into {work.target} in batches, verify by content",
             sql=(insert[:_LONGEST_SQL],),
             rows=rows,
-            table_bytes=await self._bytes({work.source, work.target}),
+            table_bytes=await self._bytes_of(work),
             locks="ROW EXCLUSIVE on the target: reads and writes go on"
             if not self._session.is_sqlite
             else "the file's writers wait for one batch",
@@ -212,11 +212,11 @@ class Planner:
 
     async def _retire(self, step: Step) -> PlannedStep:
         assert step.retire is not None  # noqa: S101 # The caller looked.
-        retired = await is_retired(self._session, step.retire)
+        retired = await is_retired(await self._session.retiring_session(step.retire.table), step.retire)
         drops = step.retire.action == "Drop"
         if retired and not drops:
             return PlannedStep(name=step.name, action=f"{step.retire.table} is retired already")
-        actions = [] if retired else [f"rename {step.retire.table}, after its content is verified"]
+        actions = [] if retired else [f"rename {step.retire.table}{self._from()}, after its content is verified"]
         if drops:
             actions.append(f"drop {retired_table(step.retire.table)} when it was kept for {step.retire.retention}")
         statements = ([] if retired else [rename_sql(step.retire)]) + ([drop_sql(step.retire)] if drops else [])
@@ -227,6 +227,14 @@ class Planner:
             destructive=True,
             locks="ACCESS EXCLUSIVE for a moment, after at most locks.tableTimeout",
         )
+
+    def _from(self) -> str:
+        return " of the source database" if self._session.source is not None else ""
+
+    async def _bytes_of(self, work: Consolidate) -> int | None:
+        if self._session.source is None:
+            return await self._bytes({work.source, work.target})
+        return (await self._bytes({work.target}) or 0) + await self._session.source.table_bytes(work.source)
 
     async def _bytes(self, tables: set[str]) -> int | None:
         if self._session.is_sqlite:

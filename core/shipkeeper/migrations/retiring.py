@@ -58,9 +58,9 @@ async def rename(
     copied: StepRecord,
     statements: CopyStatements,
     locks: Locks,
-    note: Callable[[], Awaitable[None]],
+    note: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Rename the table in one transaction that also counts its rows once more, under the lock, and awaits `note`.
+    """Rename the table in one transaction that also counts its rows once more, under the lock, and awaits any `note`.
 
     Raises MigrationError (SourceHasNewRows) where rows came or went after they were copied and verified.
     """
@@ -78,4 +78,5 @@ async def rename(
                 retry="Never",
             )
         await session.execute(rename_sql(retire))
-        await note()
+        if note is not None:
+            await note()

@@ -24,12 +24,14 @@ _UNKNOWN: Final = "keys that are no keys of the source"
 
 
 @dataclass(frozen=True)
-class _Digest:
+class Digest:
+    """Row count and digest of some rows."""
+
     rows: int
     sums: tuple[Any, ...]
 
 
-_Side = Mapping[Any, _Digest]
+Side = Mapping[Any, Digest]
 
 
 class Verifier:
@@ -119,20 +121,20 @@ class Verifier:
     def _key(self) -> Column:
         return self._sql.mapping.key[0]
 
-    async def _source(self, record: StepRecord, bounds: tuple[str, ...]) -> _Side:
+    async def _source(self, record: StepRecord, bounds: tuple[str, ...]) -> Side:
         return await self._grouped(self._source_rows(record, bounds), *self._bound(record))
 
-    async def _target(self, record: StepRecord, bounds: tuple[str, ...]) -> _Side:
+    async def _target(self, record: StepRecord, bounds: tuple[str, ...]) -> Side:
         return await self._grouped(self._target_rows(record, bounds))
 
     def _bound(self, record: StepRecord) -> tuple[str, ...]:
         return record.upper or ()
 
-    async def _grouped(self, rows: str, *parameters: str) -> _Side:
+    async def _grouped(self, rows: str, *parameters: str) -> Side:
         sums = ", ".join(self._dialect.digest_sums("d.digest"))
         query = f"SELECT d.range_number, count(*), {sums} FROM ({rows}) AS d GROUP BY d.range_number"
         found = await self._session.rows(query, *parameters)
-        return {number: _Digest(int(count), tuple(digest)) for number, count, *digest in found}
+        return {number: Digest(int(count), tuple(digest)) for number, count, *digest in found}
 
     def _source_rows(self, record: StepRecord, bounds: tuple[str, ...]) -> str:
         """Return the query for key, range and digest of what each source row should have become."""
@@ -174,7 +176,7 @@ class Verifier:
         )
 
     async def _compare_rows(self, record: StepRecord, bounds: tuple[str, ...], number: Any) -> list[Difference]:
-        source = await self._rows_of(self._source_rows(record, bounds), number, *self._bound(record))
+        source = await self._source_rows_of(record, bounds, number)
         target = await self._rows_of(self._target_rows(record, bounds), number)
         label = self._label(source, target, number)
         found = []
@@ -184,16 +186,19 @@ class Verifier:
                 found.append(Difference(range=label, key=shown_key(key)[:256], kind=kind))
         return found[:_MOST_DIFFERENCES]
 
-    async def _rows_of(self, rows: str, number: Any, *parameters: str) -> _Side:
+    async def _source_rows_of(self, record: StepRecord, bounds: tuple[str, ...], number: Any) -> Side:
+        return await self._rows_of(self._source_rows(record, bounds), number, *self._bound(record))
+
+    async def _rows_of(self, rows: str, number: Any, *parameters: str) -> Side:
         sums = ", ".join(self._dialect.digest_sums("d.digest"))
         here = "d.range_number IS NULL" if number is None else f"d.range_number = {int(number)}"
         query = f"SELECT d.k, count(*), {sums} FROM ({rows}) AS d WHERE {here} GROUP BY d.k"
         return {
-            key: _Digest(int(count), tuple(digest))
+            key: Digest(int(count), tuple(digest))
             for key, count, *digest in await self._session.rows(query, *parameters)
         }
 
-    def _label(self, source: _Side, target: _Side, number: Any) -> str:
+    def _label(self, source: Side, target: Side, number: Any) -> str:
         if number is None:
             return _UNKNOWN
         keys = sorted(source.keys() | target.keys(), key=in_key_order)
@@ -201,7 +206,7 @@ class Verifier:
         return f"{names} {shown_key(keys[0])}..{shown_key(keys[-1])}"[:1024] if keys else f"{names}: range {number}"
 
 
-def _different(source: _Side, target: _Side) -> list[Any]:
+def _different(source: Side, target: Side) -> list[Any]:
     return sorted(
         (number for number in source.keys() | target.keys() if source.get(number) != target.get(number)),
         key=lambda number: (number is None, number),
@@ -214,7 +219,7 @@ def in_key_order(key: str) -> tuple[bool, int, str]:
     return (not digits, int(key) if digits else 0, key)
 
 
-def _kind(source: _Digest | None, target: _Digest | None) -> Any:
+def _kind(source: Digest | None, target: Digest | None) -> Any:
     if source == target:
         return None
     if target is None:

@@ -220,11 +220,7 @@ def _container(
         "volumeMounts": [
             {"name": "migration", "mountPath": _FILE_FOLDER, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 # The pod's own emptyDir.
-            *(
-                {"name": volume, "mountPath": f"/data/{volume}"}
-                for _, volume, database in databases
-                if database.sqlite is not None
-            ),
+            *(_claim_mount(volume) for _, volume, database in databases if database.sqlite is not None),
         ],
     }
 
@@ -234,6 +230,12 @@ def _database_variable(variable: str, volume: str, database: Database) -> dict[s
         return {"name": variable, "value": f"sqlite+aiosqlite:////data/{volume}/{database.sqlite.path}"}
     assert database.url_from is not None  # noqa: S101 # The model requires exactly one of the two.
     return {"name": variable, "valueFrom": {"secretKeyRef": database.url_from.to_wire()}}
+
+
+def _claim_mount(volume: str) -> dict[str, Any]:
+    mount: dict[str, Any] = {"name": volume, "mountPath": f"/data/{volume}"}
+    # The file that is copied from is never written, not even by accident.
+    return mount | {"readOnly": True} if volume == "source" else mount
 
 
 def _claim_volume(volume: str, database: Database) -> dict[str, Any]:

@@ -434,3 +434,29 @@ def test_a_suspended_migration_drops_nothing() -> None:
     outcome = decide(suspended, observed(name, "Succeeded", kept), now=NOW + timedelta(days=1))
     assert job_of(outcome) is None
     assert outcome.status.phase == "Suspended"
+
+
+def test_a_source_in_a_file_is_mounted_read_only_and_one_elsewhere_comes_from_its_secret() -> None:
+    outcome = decide(migration(source={"sqlite": {"claimName": "legacy", "path": "old/app.db"}}))
+    job = job_of(outcome)
+    assert job is not None
+    pod = job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert {"name": "source", "persistentVolumeClaim": {"claimName": "legacy"}} in pod["volumes"]
+    assert {"name": "source", "mountPath": "/data/source", "readOnly": True} in container["volumeMounts"]
+    variables = {each["name"]: each for each in container["env"]}
+    assert variables["SOURCE_DATABASE_URL"]["value"] == "sqlite+aiosqlite:////data/source/old/app.db"
+
+    job = job_of(decide(migration(source={"urlFrom": {"name": "old", "key": "url"}})))
+    assert job is not None
+    pod = job["spec"]["template"]["spec"]
+    variables = {each["name"]: each for each in pod["containers"][0]["env"]}
+    assert variables["SOURCE_DATABASE_URL"]["valueFrom"] == {"secretKeyRef": {"name": "old", "key": "url"}}
+    assert [each["name"] for each in pod["volumes"]] == ["migration", "tmp"]
+
+
+def test_a_file_that_is_changed_is_mounted_for_writing() -> None:
+    job = job_of(decide(migration(database={"sqlite": {"claimName": "data", "path": "app.db"}})))
+    assert job is not None
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert {"name": "database", "mountPath": "/data/database"} in container["volumeMounts"]

@@ -125,13 +125,24 @@ def test_what_is_not_supported_is_named() -> None:
     assert unsupported(sample_spec()) == ()
     steps = sample_spec().to_wire()["steps"]
     steps[1]["consolidate"]["follow"] = True
-    spec = sample_spec(
-        steps=steps,
-        source={"sqlite": {"claimName": "old", "path": "old.db"}},
-        parallelism=2,
-    )
+    spec = sample_spec(steps=steps, parallelism=2)
     assert [field for field, _ in unsupported(spec)] == [
-        "spec.source",
         "spec.parallelism",
         "spec.steps[1].consolidate.follow",
     ]
+
+
+def test_what_a_source_cannot_be_is_named() -> None:
+    file = {"sqlite": {"claimName": "old", "path": "old.db"}}
+    steps = [*sample_spec().to_wire()["steps"], {"name": "retire", "retire": {"table": "birthday_messages"}}]
+    assert unsupported(sample_spec(source=file)) == ()
+    assert unsupported(sample_spec(source={"urlFrom": {"name": "old", "key": "url"}}, steps=steps)) == ()
+    assert [field for field, _ in unsupported(sample_spec(source=file, steps=steps))] == ["spec.steps[2].retire"]
+    assert [field for field, _ in unsupported(sample_spec(source=file, database=file))] == ["spec.source"]
+    for change in (
+        {"rollback": True},
+        {"parallelism": 2},
+        {"verification": {"repair": True}},
+        {"rejects": {"retry": 1}},
+    ):
+        assert unsupported(sample_spec(source=file, **change)), change
