@@ -333,6 +333,8 @@ class _Run:
             record = await self._ledger.step(step.name)
         if record is not None and step.consolidate is not None:
             await self._revisit(step, record)
+        if record is not None and step.backfill is not None and await self._is_to_be_retried(record):
+            record = await self._reopen(step)
         if record is not None and record.done:
             return
         await self._reporter.phase("Running", step=step.name)
@@ -390,7 +392,11 @@ class _Run:
         if self._spec.mode != "Apply":
             return False
         copied = [record for step in self._spec.steps if step.consolidate and (record := records.get(step.name))]
-        return any([await self._is_to_be_revisited(record) for record in copied])
+        filled = [record for step in self._spec.steps if step.backfill and (record := records.get(step.name))]
+        return any(
+            [await self._is_to_be_revisited(record) for record in copied]
+            + [await self._is_to_be_retried(record) for record in filled]
+        )
 
     async def _is_to_be_revisited(self, record: StepRecord) -> bool:
         return self._is_to_be_repaired(record) or await self._is_to_be_retried(record)
@@ -687,6 +693,7 @@ class _Run:
         async with self._session.transaction():
             if await self._ledger.step(step.name) is None:
                 await ready.copier.prepare()
+                await self._journal.begin(step.name, "Retry", number=self._spec.rejects.retry, finished=True)
         await self._copy_ledger()
         for passes_left in reversed(range(MOST_PASSES)):
             await self._reporter.phase("Running", step=step.name)
@@ -697,6 +704,15 @@ class _Run:
             if found.result == "Equal":
                 return
         raise rows_remain(step.name, found)
+
+    async def _reopen(self, step: Step) -> StepRecord | None:
+        """Forget that rows of a backfill were rejected, once for each number: its condition still selects them."""
+        async with self._session.transaction():
+            record = await self._ledger.step(step.name)
+            if record is not None and await is_due(self._journal, record, number=self._spec.rejects.retry):
+                await self._ledger.reopen_step(record)
+                await self._journal.begin(step.name, "Retry", number=self._spec.rejects.retry, finished=True)
+            return await self._ledger.step(step.name)
 
     async def _prepare_backfill(self, step: Step) -> Backfilling:
         assert step.backfill is not None  # noqa: S101 # The caller looked.

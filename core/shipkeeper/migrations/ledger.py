@@ -255,6 +255,16 @@ class Ledger:
             sa.update(STEPS).where(*self._mine(STEPS), STEPS.c.step == record.step).values(values)
         )
 
+    async def reopen_step(self, record: StepRecord) -> None:
+        """Let a step begin at its first key again with the rows that it rejected, and forget that it rejected them."""
+        await self._session.connection.execute(
+            sa.delete(REJECTS).where(*self._mine(REJECTS), REJECTS.c.step == record.step)
+        )
+        values = {"cursor": None, "rows_rejected": 0, "done": False, "finished_at": None}
+        await self._session.connection.execute(
+            sa.update(STEPS).where(*self._mine(STEPS), STEPS.c.step == record.step).values(values)
+        )
+
     async def settle_step(self, record: StepRecord) -> None:
         """Account for the rows that others set, removed or added while the step ran, so that the counts add up."""
         written = record.rows_copied + record.rows_rejected

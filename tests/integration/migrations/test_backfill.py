@@ -157,6 +157,26 @@ async def test_a_row_that_the_database_refuses_is_rejected_and_left_as_it_was(da
     assert await database.rows("SELECT email, times FROM people WHERE id = 301") == [(None, 0)]
 
 
+async def test_rejected_rows_are_tried_again_after_a_fix(database: Any) -> None:
+    await people(database, 450)
+    await database.execute("CREATE UNIQUE INDEX one_email ON people (email)")
+    await database.execute("UPDATE people SET name = 'Person 77' WHERE id IN (301, 302)")
+    _, report = await migrate(database.url, spec())
+    assert report.steps[0].rows_rejected == 2
+    await database.execute("UPDATE people SET name = 'Person 301' WHERE id = 301")
+    phase, report = await migrate(database.url, spec(rejects={"retry": 1}))
+    assert phase == "Complete"
+    step = report.steps[0]
+    assert (step.rows_total, step.rows_copied, step.rows_existing, step.rows_rejected) == (450, 449, 0, 1)
+    assert [each.key for each in report.rejects] == ["302"]
+    await database.execute("UPDATE people SET name = 'Person 302' WHERE id = 302")
+    _, again = await migrate(database.url, spec(rejects={"retry": 1}))
+    assert again.steps[0].rows_rejected == 1  # Each number is one try.
+    _, last = await migrate(database.url, spec(rejects={"retry": 2}))
+    assert (last.steps[0].rows_copied, last.steps[0].rows_rejected) == (450, 0)
+    assert await database.rows(COUNTS) == [(450, 450, 1)]
+
+
 async def test_too_many_rows_that_cannot_be_set(database: Any) -> None:
     await people(database, 200)
     fill = FILL | {"assignments": [{"name": "email", "expression": "nullif(name, name)"}]}
