@@ -157,6 +157,11 @@ def _show(report: MigrationReport, verb: str) -> None:
     console.print(table)
     for index in report.indexes:
         console.print(f"index {index.name}: {index.state} ({index.action})", highlight=False)
+    for step in report.steps:
+        if step.rows_removed:
+            console.print(f"removed {step.name}: {step.rows_removed} rows", highlight=False)
+        for repair in step.verification.repairs if step.verification is not None else ():
+            console.print(f"repaired {step.name} {repair.key}: {repair.kind}", highlight=False, markup=False)
     for reject in report.rejects:
         console.print(f"rejected {reject.step} {reject.key}: {reject.reason}", highlight=False, markup=False)
     if report.retained_until is not None:

@@ -250,6 +250,7 @@ class _Run:
         for step in copied:
             assert step.consolidate is not None  # noqa: S101 # Chosen so.
             async with self._session.transaction():
+                await refuse_retired(self._session, step.consolidate.source, wanted_for=f"step {step.name}")
                 ready = await prepare_consolidation(
                     self._session,
                     self._ledger,

@@ -1,10 +1,7 @@
 """The worker against a real API server, with the ServiceAccount and the Role that the operator makes for it."""
 
 import asyncio
-import base64
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from shipkeeper_operator.migration_worker import ConfigMapSink, WorkerEnvironmen
 from support.apiserver import ApiServer
 from support.birthday_data import SQLITE_SCHEMA, expect, generate
 from support.migration_databases import SAMPLE, load_sqlite
+from support.worker_client import worker_client
 
 
 def created(kubectl: Kubectl, namespace: str, **spec: Any) -> MigrationJob:
@@ -34,27 +32,6 @@ def created(kubectl: Kubectl, namespace: str, **spec: Any) -> MigrationJob:
     resource = KIND.parse(found)
     kubectl.apply(*(dict(each) for each in build_companions(resource)))
     return resource
-
-
-@asynccontextmanager
-async def worker_client(api_server: ApiServer, resource: MigrationJob, folder: Path) -> AsyncIterator[client.CoreV1Api]:
-    """Talk to the API server with the worker's own token and no other right."""
-    namespace = resource.metadata.namespace
-    token = api_server.kubectl.run("create", "token", worker_name(resource), "-n", namespace).strip()
-    configuration = client.Configuration()
-    configuration.host, configuration.ssl_ca_cert = _address(Path(api_server.kubeconfig), folder)
-    configuration.api_key = {"BearerToken": f"Bearer {token}"}
-    async with client.ApiClient(configuration) as api_client:
-        yield client.CoreV1Api(api_client)
-
-
-def _address(kubeconfig: Path, folder: Path) -> tuple[str, str]:
-    cluster = yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]
-    if "certificate-authority" in cluster:
-        return cluster["server"], cluster["certificate-authority"]
-    authority = folder / "ca.crt"
-    authority.write_bytes(base64.b64decode(cluster["certificate-authority-data"]))
-    return cluster["server"], str(authority)
 
 
 def sink(resource: MigrationJob, api: client.CoreV1Api) -> ConfigMapSink:

@@ -90,3 +90,34 @@ async def test_no_secret_is_shown(postgres: Any) -> None:
     assert "DatabaseAuthFailed" in answer.stderr
     assert "battery" not in answer.stderr + answer.stdout
     assert "staple" not in answer.stderr + answer.stdout
+
+
+async def test_rollback_and_repair_say_what_they_did(database: Any, tmp_path: Path) -> None:
+    await database.load(generate(rows=30, seed=33, odd=0))
+    assert (await shipkeeper("migrate", "run", "-f", str(SAMPLE), url=database.url)).returncode == 0
+    await database.execute("DELETE FROM interactions WHERE id = (SELECT max(id) FROM interactions)")
+    assert (await shipkeeper("migrate", "verify", "-f", str(SAMPLE), url=database.url)).returncode == 65
+
+    repair = _changed(tmp_path, verification={"rangeSize": 5000, "repair": True})
+    run = await shipkeeper("migrate", "run", "-f", repair, url=database.url)
+    assert run.returncode == 0, run.stderr
+    assert "repaired birthday-messages" in run.stdout
+    assert sum((await database.interactions()).values()) == 30
+
+    rollback = _changed(tmp_path, rollback=True)
+    plan = await shipkeeper("migrate", "plan", "-f", rollback, url=database.url)
+    assert "[DESTRUCTIVE]" in plan.stdout
+    run = await shipkeeper("migrate", "run", "-f", rollback, url=database.url)
+    assert run.returncode == 0, run.stderr
+    assert "RolledBack" in run.stdout
+    assert "removed birthday-messages: 30 rows" in run.stdout
+    assert sum((await database.interactions()).values()) == 0
+
+
+def _changed(folder: Path, **spec: Any) -> str:
+    """Write the sample with fields of its spec replaced, and return the file's path."""
+    manifest = yaml.safe_load(SAMPLE.read_text())
+    manifest["spec"] |= spec
+    file = folder / "changed.yaml"
+    file.write_text(yaml.safe_dump(manifest))
+    return str(file)
