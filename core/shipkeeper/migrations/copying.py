@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from shipkeeper.resources.migrationsteps import Consolidate, IdentityPart
 
@@ -19,6 +19,9 @@ from .dialect import KEY_SEPARATOR, SqlValue, identifier, literal
 from .errors import MigrationError, is_row_error, server_message, sql_state
 from .ledger import REJECTS_TABLE, BatchCounts, Key, Ledger, StepRecord, utc_now
 from .mapping import CompiledMapping, source_column
+
+# Families of keys whose highest value needs no sorting, in every version of either database.
+_WITH_MAXIMUM: Final = ("integer", "number", "text", "timestamp", "timestamptz", "date")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,11 @@ class CopyStatements:
         conditions = [self._equals(part, alias) for part in self._step.identity if part.constant is not None]
         return " AND ".join(conditions) or "1 = 1"
 
+    def has_plain_constants(self, alias: str) -> SqlValue:
+        """Return the condition that a target row carries those constants that are no fields of a JSON object."""
+        plain = [part for part in self._step.identity if part.constant is not None and part.field is None]
+        return " AND ".join(self._equals(part, alias) for part in plain) or "1 = 1"
+
     def _equals(self, part: IdentityPart, alias: str) -> SqlValue:
         column = self.mapping.target.column(part.column, used_by="identity")
         if part.field is None and column.family == "text":  # An index on the column serves the comparison.
@@ -186,6 +194,9 @@ class CopyStatements:
             f"FROM {self.mapping.source.relation} AS source "
             f"WHERE {' AND '.join(conditions)} ORDER BY {', '.join(self._key)} LIMIT {limit}"
         )
+        if width == 1 and self.mapping.key[0].family in _WITH_MAXIMUM:
+            last_key = self._dialect.as_text("max(r.r0)")
+            return f"SELECT {last_key}, count(*), sum(r.wanted) FROM ({rows}) AS r HAVING count(*) > 0"
         last = f"SELECT {', '.join(names)} FROM r ORDER BY {', '.join(f'{name} DESC' for name in names)} LIMIT 1"
         texts = ", ".join(self._dialect.as_text(f"last.{name}") for name in names)
         sums = "(SELECT count(*) FROM r), (SELECT coalesce(sum(wanted), 0) FROM r)"

@@ -374,13 +374,15 @@ class _Run:
             await self._ledger.finish_step(step.name)
         await self._copy_ledger()
 
-    async def _copy_ledger(self) -> None:
-        async with self._session.transaction():
+    async def _copy_ledger(self) -> Mapping[str, StepRecord]:
+        """Show what the ledger says, and return it."""
+        async with self._session.statements():
             records = await self._ledger.steps()
             rejected = sum(record.rows_rejected for record in records.values())
             rejects = await self._ledger.rejects(limit=10) if rejected != self._rejected_shown else ()
         self._rejected_shown = rejected
         await self._reporter.ledger(records, rejects=rejects, batch_size=self._sizer.size)
+        return records
 
     async def _copy_actions(self) -> None:
         async with self._session.transaction():
@@ -594,10 +596,8 @@ class _Run:
         throttle = Throttle(self._session, self._spec.throttle, tables=ready.tables)
         conflicts = 0
         while True:
+            record = (await self._copy_ledger())[ready.name]
             await self._hold_back(throttle)
-            async with self._session.transaction():
-                record = await self._ledger.step(ready.name)
-            assert record is not None  # noqa: S101 # The step was entered before.
             await self._refuse_too_many_rejects()
             try:
                 moved = await self._batch(ready, record)
@@ -610,9 +610,7 @@ class _Run:
                 await asyncio.sleep(0.1 * conflicts)
                 continue
             conflicts = 0
-            await self._copy_ledger()
             if not moved:
-                await self._refuse_too_many_rejects()
                 return
 
     async def _batch(self, ready: Consolidation | Backfilling, record: StepRecord) -> bool:

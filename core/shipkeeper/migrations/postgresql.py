@@ -211,20 +211,25 @@ def _usual_iso(forms: Sequence[TimestampForm], text: SqlValue, zone: SqlValue, r
         _is_number(text, 15, 59),
         _is_number(text, 18, 59),
     ]
-    # What follows the seconds and their fraction. The lengths refuse a point without digits, and more than six digits.
-    rest = (
-        f"CASE substr({text}, 20, 1) WHEN '.' THEN ltrim(substr({text}, 21), '0123456789') ELSE substr({text}, 20) END"
-    )
+    # What is admitted is ASCII: by the checks in the first 19 places, by the tests below in the others.
+    length = f"octet_length({text})"
     branches = []
     if "Iso8601" in forms:
         local = _from_wall_clock(f"CAST({text} AS timestamp)", zone, rules)
-        branches.append(f"WHEN length({text}) <= 26 AND length({text}) <> 20 AND {rest} = '' THEN {local}")
+        fraction = _has_fraction(text, then="''")
+        branches.append(f"WHEN {length} = 19 OR ({length} BETWEEN 21 AND 26 AND {fraction}) THEN {local}")
     if "Iso8601WithOffset" in forms:
-        lengths = f"length({text}) <= 32 AND length({text}) <> 26"
-        branches.append(f"WHEN {lengths} AND {rest} IN {_words(_OFFSETS)} THEN CAST({text} AS timestamptz)")
+        last = f"substr({text}, {length} - 5)"
+        fraction = _has_fraction(text, then=last)
+        places = f"({length} = 25 OR ({length} BETWEEN 27 AND 32 AND {fraction}))"
+        branches.append(f"WHEN {places} AND {last} IN {_words(_OFFSETS)} THEN CAST({text} AS timestamptz)")
     if not branches:
         return "NULL"
     return f"CASE WHEN {' AND '.join(checks)} THEN CASE {' '.join(branches)} END END"
+
+
+def _has_fraction(text: SqlValue, *, then: SqlValue) -> SqlValue:
+    return f"substr({text}, 20, 1) = '.' AND ltrim(substr({text}, 21), '0123456789') = {then}"
 
 
 def _is_number(text: SqlValue, position: int, highest: int) -> SqlValue:

@@ -112,6 +112,48 @@ async def test_a_source_row_that_vanished_is_named(database: Any) -> None:
     assert [(each.key, each.kind) for each in report.steps[1].verification.differences] == [(str(KEY), "Extra")]
 
 
+async def test_a_lost_row_is_not_made_up_for_by_a_doubled_one(database: Any) -> None:
+    await database.load(generate(rows=ROWS, seed=24, odd=0))
+    await migrate(database.url, SPEC)
+    other = where(database, 600)
+    await database.execute(
+        f"DELETE FROM interactions WHERE {where(database)};"
+        "INSERT INTO interactions (contact_id, type, status, payload, created_at) "
+        f"SELECT contact_id, type, status, payload, created_at FROM interactions WHERE {other}"
+    )
+    report, failure = await verify(database.url)
+    assert failure is not None
+    assert report.steps[1].verification is not None
+    found = report.steps[1].verification.differences
+    assert {(each.key, each.kind) for each in found} == {("600", "Doubled"), (str(KEY), "Missing")}
+
+
+async def test_rows_of_others_with_the_same_plain_constants_are_no_difference(database: Any) -> None:
+    await database.load(generate(rows=ROWS, seed=25, odd=0))
+    other = (
+        "INSERT INTO interactions (contact_id, type, status, payload, created_at) "
+        "VALUES (1, 'birthday_sent', 'success', '{\"note\": 1}', '2024-01-01 00:00:00')"
+    )
+    await database.execute(other)
+    phase, _ = await migrate(database.url, SPEC)
+    assert phase == "Complete"
+    await database.execute(other)
+    report, failure = await verify(database.url)
+    assert failure is None
+    assert report.steps[1].verification is not None
+    assert (report.steps[1].verification.ranges, report.steps[1].verification.rows) == (8, ROWS)
+
+
+async def test_a_mapping_that_writes_another_identity_fails(database: Any) -> None:
+    await database.load(generate(rows=ROWS, seed=26, odd=0))
+    steps = sample_spec().to_wire()["steps"][1:]
+    fields = next(each["json"]["fields"] for each in steps[0]["consolidate"]["columns"] if "json" in each)
+    next(each for each in fields if each["name"] == "migrated_from")["constant"] = "birthday_message"
+    with pytest.raises(MigrationError) as failure:
+        await migrate(database.url, sample_spec(steps=steps))
+    assert failure.value.reason == "VerificationFailed"
+
+
 async def test_a_target_that_changes_what_is_written_fails_the_job(database: Any) -> None:
     await database.load(generate(rows=ROWS, seed=23, odd=0))
     row = where(database).replace("payload", "new.payload")
