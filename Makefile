@@ -85,6 +85,10 @@ bench-limits: $(VENV)/.benchmarks ## Cost of a decision beside a bare INCR and o
 	  'from localcluster import debian; debian.ensure(["redis-server"])'
 	$(BIN)/python tests/benchmarks/limits_speed.py --picture docs/images/limits-speed.svg
 
+.PHONY: bench-migrations
+bench-migrations: $(VENV)/.benchmarks programs ## Speed of a consolidation beside one INSERT ... SELECT, its verification, a worker's memory.
+	$(BIN)/python tests/benchmarks/migration_speed.py --picture docs/images/migrations-speed.svg
+
 $(VENV)/.benchmarks: $(VENV)/.ready hack/requirements/benchmarks.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r hack/requirements/benchmarks.txt
 	touch $@

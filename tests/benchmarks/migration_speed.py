@@ -2,29 +2,49 @@
 
 `plain` is what a person would write by hand: no checkpoint, no checks, it fails on the first row that cannot be
 converted. `conflict` is the same with ON CONFLICT DO NOTHING. `copy` is a whole run of the engine without its
-verification: connecting, plan with trial batch, batches with ledger. Figures are medians over the rounds. The server's
-CPU time is given beside the wall clock, because it survives a busy machine.
+verification: connecting, plan with trial batch, batches with ledger. Figures are medians over the rounds; a ratio is
+the median of each round's own ratio. The server's CPU time is given beside the wall clock, because it survives a busy
+machine. Memory is the peak of a worker in a process of its own, at the rows asked for and at five times as many.
 
-Run: python tests/benchmarks/migration_speed.py [--rows 200000] [--rounds 5]
+Run: python tests/benchmarks/migration_speed.py [--rows 200000] [--rounds 5] [--picture PATH] [--json PATH]
 """
 
 import argparse
 import asyncio
+import json
 import os
-import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.report import (
+    Bar,
+    Chart,
+    Machine,
+    Target,
+    print_chart,
+    print_table,
+    print_targets,
+    this_machine,
+    write_json,
+    write_picture,
+)
 from shipkeeper.resources.migrationjob_status import MigrationReport
 from support.birthday_data import POSTGRESQL_SCHEMA, generate
 from support.migration_databases import load_postgresql, migrate, sample_spec
 from support.postgres_server import PostgresServer, running_postgres
+
+TESTS: Final = Path(__file__).parents[1]
+MEMORY_GROWTH: Final = 5
+"""How many times the rows the second measurement of memory has."""
 
 _LOAD_ROWS = 50_000
 # As in production: what a crash of the machine may not lose is on disk.
@@ -87,6 +107,7 @@ class Benchmark:
         self._revision = 0
         self.figures: dict[str, list[Figure]] = {"plain": [], "conflict": [], "copy": [], "verify": []}
         self.report: MigrationReport | None = None
+        self.memory: dict[int, float] = {}
 
     async def round(self) -> None:
         """Let each run once."""
@@ -114,6 +135,15 @@ class Benchmark:
         self.figures["verify"].append(Figure(verify, 0.0))
         self.report = report
 
+    async def worker_memory(self, rows: int) -> None:
+        """Run a worker in a process of its own, and keep its peak in MiB."""
+        await self._emptied()
+        self._revision += 1
+        steps = sample_spec().to_wire()["steps"][1:]
+        self.memory[rows] = await asyncio.to_thread(
+            _peak_of_worker, self._url, sample_spec(steps=steps, revision=self._revision).to_wire()
+        )
+
     async def _settled_cpu(self) -> float:
         """Read the CPU time when the session that just ended has been counted."""
         await asyncio.sleep(0.5)
@@ -124,25 +154,67 @@ class Benchmark:
         await self._connection.execute("CHECKPOINT")
 
 
-async def main(rows: int, rounds: int) -> None:
-    """Run and print the table."""
+def _peak_of_worker(url: str, spec: dict[str, Any]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "spec.json"
+        file.write_text(json.dumps(spec))
+        environment = os.environ | {
+            "DATABASE_URL": url,
+            "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        worker = subprocess.Popen([sys.executable, "-m", "support.migration_process", str(file)], env=environment)
+        _, status, usage = os.wait4(worker.pid, 0)
+        worker.returncode = os.waitstatus_to_exitcode(status)
+    if worker.returncode != 0:
+        raise RuntimeError(f"the worker ended with {worker.returncode}")
+    return usage.ru_maxrss / 1024
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that was measured."""
+
+    machine: Machine
+    rows: int
+    figures: dict[str, list[Figure]]
+    memory: dict[int, float]
+    report: MigrationReport
+
+    def wall(self, name: str) -> float:
+        """Return the median seconds of a competitor."""
+        return statistics.median(each.wall for each in self.figures[name])
+
+    def ratio(self, above: str, below: str) -> float:
+        """Return the median of each round's ratio of seconds."""
+        pairs = zip(self.figures[above], self.figures[below], strict=True)
+        return statistics.median(one.wall / other.wall for one, other in pairs)
+
+
+async def measure(rows: int, rounds: int) -> Results:
+    """Measure everything."""
     with running_postgres(settings=_SETTINGS) as postgres:
         url = await postgres.create_database("app")
         connection = await postgres.connect("app")
+        version = ".".join(map(str, connection.get_server_version()[:2]))
+        machine = this_machine(("asyncpg", "sqlalchemy"), {"PostgreSQL": version})
+        print(f"{machine.text}\nMeasuring {rows:,} rows, {rounds} rounds ...", flush=True)
         await connection.execute(POSTGRESQL_SCHEMA)
         await connection.execute("CREATE INDEX idx_interaction_contact_type ON interactions (contact_id, type)")
         await load_postgresql(connection, generate(rows=min(rows, _LOAD_ROWS), seed=1, odd=0))
-        await _multiply(connection, rows)
+        await _multiply(connection, there=min(rows, _LOAD_ROWS), rows=rows)
         benchmark = Benchmark(postgres, connection, url)
         for _ in range(rounds):
             await benchmark.round()
+        await benchmark.worker_memory(rows)
+        await _multiply(connection, there=rows, rows=rows * MEMORY_GROWTH)
+        await benchmark.worker_memory(rows * MEMORY_GROWTH)
         await connection.close()
-        _print(benchmark, rows)
+    assert benchmark.report is not None
+    return Results(machine, rows, benchmark.figures, benchmark.memory, benchmark.report)
 
 
-async def _multiply(connection: Any, rows: int) -> None:
-    """Repeat the generated rows under new keys until there are enough."""
-    there = min(rows, _LOAD_ROWS)
+async def _multiply(connection: Any, *, there: int, rows: int) -> None:
+    """Repeat the rows that are there under new keys until there are enough."""
     columns = (
         "contact_id, contact_name, message_text, sent_at, is_late, days_late, "
         "response_received, response_text, response_date, script_mode"
@@ -157,29 +229,75 @@ async def _multiply(connection: Any, rows: int) -> None:
     await connection.execute("VACUUM ANALYZE birthday_messages")
 
 
-def _print(benchmark: Benchmark, rows: int) -> None:
-    medians = {name: statistics.median(each.wall for each in runs) for name, runs in benchmark.figures.items()}
-    print(f"{rows} rows, medians of {len(benchmark.figures['plain'])} rounds")
-    for name in ("plain", "conflict", "copy", "verify"):
-        cpu = statistics.median(each.cpu for each in benchmark.figures[name])
-        spread = [each.wall for each in benchmark.figures[name]]
-        print(
-            f"{name:9} {medians[name]:7.2f} s ({min(spread):.2f}..{max(spread):.2f}) "
-            f"{rows / medians[name]:9.0f} rows/s" + (f", server CPU {cpu:.2f} s" if cpu else "")
-        )
-    print(f"copy / plain, rate:    {medians['plain'] / medians['copy']:.2f}   (bar 0.85)")
-    print(f"copy / conflict, rate: {medians['conflict'] / medians['copy']:.2f}   (bar 0.95)")
-    print(f"verify / copy, time:   {medians['verify'] / medians['copy']:.2f}   (bar 0.15)")
-    assert benchmark.report is not None
-    step = benchmark.report.steps[0]
-    print(f"batches {step.batches}, mean {step.batch_milliseconds / max(step.batches, 1):.0f} ms")
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"memory of this process, engine and generator: {memory} MiB")
+def chart_of(results: Results) -> Chart:
+    """Return the rates beside each other."""
+    rows, verified = results.rows, results.wall("copy") + results.wall("verify")
+    return Chart(
+        f"Copying {rows:,} rows, one session",
+        "rows/s, more is better",
+        [
+            Bar("one INSERT ... SELECT", rows / results.wall("plain"), "baseline"),
+            Bar("the same with ON CONFLICT DO NOTHING", rows / results.wall("conflict"), "baseline"),
+            Bar("shipkeeper, copy", rows / results.wall("copy"), "ours"),
+            Bar("shipkeeper, copy and verification", rows / verified, "ours"),
+        ],
+    )
 
 
-if __name__ == "__main__":
+def targets_of(results: Results) -> Sequence[Target]:
+    """Compare what was promised with what came out."""
+    plain, conflict = results.ratio("plain", "copy"), results.ratio("conflict", "copy")
+    verify, (low, high) = results.ratio("verify", "copy"), results.memory.values()
+    return [
+        Target("rate of the copy / one INSERT ... SELECT", "at least 0.85", f"{plain:.2f}", plain >= 0.85),
+        Target("rate of the copy / with ON CONFLICT", "at least 0.95", f"{conflict:.2f}", conflict >= 0.95),
+        Target("time of the verification / of the copy", "at most 0.15", f"{verify:.2f}", verify <= 0.15),
+        Target("memory of the worker", "at most 100 MiB", f"{max(low, high):.0f} MiB", max(low, high) <= 100),
+        Target(
+            f"memory at {MEMORY_GROWTH} times the rows", "at most 3 MiB more", f"{high - low:+.1f} MiB", high - low <= 3
+        ),
+    ]
+
+
+def show(results: Results) -> None:
+    """Print everything."""
+    lines = []
+    for name, runs in results.figures.items():
+        walls = [each.wall for each in runs]
+        cpu = statistics.median(each.cpu for each in runs)
+        seconds = results.wall(name)
+        spread = f"{min(walls):.2f}..{max(walls):.2f}"
+        lines.append((name, f"{seconds:.2f}", spread, f"{results.rows / seconds:,.0f}", f"{cpu:.2f}" if cpu else ""))
+    rounds = len(results.figures["plain"])
+    title = f"{results.rows:,} rows, medians of {rounds} rounds"
+    print_table(title, ("", "seconds", "spread", "rows/s", "server CPU, s"), lines)
+    step = results.report.steps[0]
+    print(f"{step.batches} batches, {step.batch_milliseconds / max(step.batches, 1):.0f} ms on average")
+    print_chart(chart_of(results))
+    print_targets(targets_of(results))
+
+
+def figures_of(results: Results) -> dict[str, Any]:
+    """Return all figures, for a file."""
+    runs = {name: [asdict(each) for each in figures] for name, figures in results.figures.items()}
+    return {"rows": results.rows, "runs": runs, "worker_memory_mib": results.memory}
+
+
+def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--picture", type=Path, metavar="PATH", help="write the bars as SVG")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures")
     options = parser.parse_args()
-    asyncio.run(main(options.rows, options.rounds))
+    results = asyncio.run(measure(options.rows, options.rounds))
+    show(results)
+    if options.picture:
+        write_picture(options.picture, chart_of(results), results.machine)
+    if options.json:
+        write_json(options.json, results.machine, targets_of(results), figures_of(results))
+
+
+if __name__ == "__main__":
+    main()

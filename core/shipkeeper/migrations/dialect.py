@@ -5,7 +5,7 @@ from typing import Protocol
 
 from shipkeeper.resources.migrationmapping import JsonType, TimestampFromText
 
-from .catalog import Column
+from .catalog import Column, Family
 
 KEY_SEPARATOR = "\x1f"
 """Between the parts of a composite key's text: a character that no real key holds."""
@@ -54,6 +54,12 @@ class Dialect(Protocol):
 
     def json_object(self, members: Sequence[tuple[str, SqlValue]], target: Column) -> SqlValue:
         """Return a JSON object, as the target column stores it."""
+
+    def json_object_digested(self, members: Sequence[tuple[str, SqlValue, Family]], target: Column) -> SqlValue | None:
+        """Return the text that the target would hold of the JSON object, where it is cheaper than the object.
+
+        Members have the families of their values; any that is not known for sure is "other".
+        """
 
     def json_field(self, expression: SqlValue, field: str, column: Column) -> SqlValue:
         """Return the text of a field of a JSON object; null where there is none."""

@@ -8,10 +8,10 @@ rows without a reason, keep the others, compare digests) is the outermost layer,
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from shipkeeper.resources.migrationmapping import Case, ColumnMapping, JsonField, Lookup, TimestampFromText
+from shipkeeper.resources.migrationmapping import Case, ColumnMapping, JsonField, JsonType, Lookup, TimestampFromText
 from shipkeeper.resources.migrationsteps import Consolidate
 
-from .catalog import Column, Table, quoted_name
+from .catalog import Column, Family, Table, quoted_name
 from .dialect import Dialect, SqlValue, identifier, literal
 from .errors import MigrationError
 
@@ -79,6 +79,7 @@ class _Draft:
     joins: list[str] = field(default_factory=list)
     problems: list[tuple[SqlValue, str]] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
+    digested: dict[str, SqlValue] = field(default_factory=dict)
 
     def compute(self, alias: str, expression: SqlValue) -> SqlValue:
         """Add an expression to the innermost layer and return its name in the middle one."""
@@ -97,6 +98,8 @@ class CompiledMapping:
     columns: tuple[Column, ...]
     """The target's mapped columns, in the order of `outputs`."""
     outputs: tuple[SqlValue, ...]
+    digested: tuple[SqlValue, ...]
+    """The same in the forms of which digests are made: equal digests, at less cost."""
     inner: tuple[tuple[str, SqlValue], ...]
     joins: tuple[str, ...]
     problems: tuple[tuple[SqlValue, str], ...]
@@ -106,12 +109,12 @@ class CompiledMapping:
         """Return each key column as text, in the innermost layer."""
         return tuple(self.dialect.as_text(source_column(column.name)) for column in self.key)
 
-    def select(self, where: Sequence[SqlValue], *, with_row: bool = False, fenced: bool = True) -> str:
+    def select(self, where: Sequence[SqlValue], *, with_row: bool = False, for_digest: bool = False) -> str:
         """Return the SELECT over the source rows that meet all conditions.
 
-        `fenced` keeps an expression that is named more than once from being computed more than once; without, the
-        planner is free to spread the work over parallel workers. Its columns: k0.. (key as text), c0.. (mapped values),
-        reason, and with_row: row_values (the row as JSON).
+        A fence keeps an expression that is named more than once from being computed more than once; `for_digest` goes
+        without, which leaves the planner free to spread the work over parallel workers. Its columns: k0.. (key as
+        text), c0.. (mapped values), reason, and with_row: row_values (the row as JSON).
         """
         inner = [(f"k{index}", text) for index, text in enumerate(self.key_texts())]
         inner += self.inner
@@ -120,11 +123,11 @@ class CompiledMapping:
         fields = ", ".join(f"{expression} AS {alias}" for alias, expression in inner)
         conditions = f" WHERE {' AND '.join(where)}" if where else ""
         table = self.source.relation
-        fence = f" {self.dialect.fence()}" if fenced else ""
+        fence = f" {self.dialect.fence()}" if not for_digest else ""
         joins = "".join(f" {join}" for join in self.joins)
         read = f"SELECT {fields} FROM {table} AS {SOURCE}{joins}{conditions}{fence}"
         outer = [f"q.k{index}" for index in range(len(self.key))]
-        outer += [f"{output} AS c{index}" for index, output in enumerate(self.outputs)]
+        outer += [f"{output} AS c{index}" for index, output in enumerate(self.digested if for_digest else self.outputs)]
         outer.append(f"{self._reason()} AS reason")
         if with_row:
             outer.append("q.row_values")
@@ -174,6 +177,7 @@ def compile_mapping(
         key=key,
         columns=tuple(columns),
         outputs=tuple(outputs),
+        digested=tuple(draft.digested.get(output, output) for output in outputs),
         inner=tuple(draft.inner),
         joins=tuple(draft.joins),
         problems=tuple(draft.problems),
@@ -212,10 +216,12 @@ class _Compiler:
             return self._dialect.constant(mapping.constant, target)
         if mapping.json_object is not None:
             members = [
-                (member.name, self._json_member(draft, member, f"j{number}_{index}"))
+                (member.name, self._json_member(draft, member, f"j{number}_{index}"), self._family(member))
                 for index, member in enumerate(mapping.json_object.fields)
             ]
-            return self._dialect.json_object(members, target)
+            built = self._dialect.json_object([(name, value) for name, value, _ in members], target)
+            draft.digested[built] = self._dialect.json_object_digested(members, target) or built
+            return built
         name = f"v{number}"
         if mapping.timestamp is not None:
             value = self._timestamp(draft, mapping.timestamp, target, name)
@@ -260,6 +266,14 @@ class _Compiler:
             given = draft.compute(f"{alias}_given", f"({raw} IS NOT NULL)")
             draft.problems.append((f"{value} IS NULL AND {given}", f"{member.name} is not of type {member.type}"))
         return self._dialect.json_member(value, type_=member.type)
+
+    def _family(self, member: JsonField) -> Family:
+        """Return the family of a member's value, "other" where it cannot be told."""
+        column = self._source.columns.get(member.column or "")
+        if member.type == "Auto":
+            return column.family if column is not None else "other"
+        families: dict[JsonType, Family] = {"Boolean": "boolean", "Integer": "integer"}
+        return families.get(member.type, "other")
 
     def _timestamp(self, draft: _Draft, rules: TimestampFromText, target: Column, name: str) -> SqlValue:
         column = self._source.column(rules.column, used_by=f"timestamp of {target.name}")

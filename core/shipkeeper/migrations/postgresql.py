@@ -1,12 +1,13 @@
 """The PostgreSQL dialect: everything as set-based SQL, so that the server converts, copies and compares by itself."""
 
+import json
 from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Final
 
 from shipkeeper.resources.migrationmapping import JsonType, TimestampForm, TimestampFromText
 
-from .catalog import Column
+from .catalog import Column, Family
 from .dialect import SqlValue, literal
 from .errors import MigrationError
 from .sqlite_functions import FALSE_WORDS, TRUE_WORDS
@@ -108,6 +109,17 @@ class PostgresqlDialect:
         built = f"{function}({', '.join(f'{literal(name)}, {value}' for name, value in members)})"
         return built if target.family in ("json", "jsonb") else f"CAST(CAST({built} AS text) AS {target.type})"
 
+    def json_object_digested(self, members: Sequence[tuple[str, SqlValue, Family]], target: Column) -> SqlValue | None:
+        """Return the text that json_build_object gives, at half its cost; jsonb is digested by its value."""
+        if target.family != "json" or not members:
+            return None
+        fields = (
+            f"{literal(f'{json.dumps(name, ensure_ascii=False)} : ')} || {_json_text(value, family)}"
+            for name, value, family in members
+        )
+        separator = " || ', ' || "
+        return f"('{{' || {separator.join(fields)} || '}}')"
+
     def json_field(self, expression: SqlValue, field: str, column: Column) -> SqlValue:
         """Return the text of the field."""
         if column.family in ("json", "jsonb"):
@@ -143,6 +155,15 @@ class PostgresqlDialect:
     def fence(self) -> SqlValue:
         """Return OFFSET 0, which the planner does not pull up."""
         return "OFFSET 0"
+
+
+def _json_text(value: SqlValue, family: Family) -> SqlValue:
+    match family:
+        case "boolean":
+            return f"CASE WHEN {value} THEN 'true' WHEN NOT {value} THEN 'false' ELSE 'null' END"
+        case "integer":
+            return f"coalesce(CAST({value} AS text), 'null')"
+    return f"coalesce(CAST(to_json({value}) AS text), 'null')"
 
 
 def _words(words: Sequence[str]) -> SqlValue:

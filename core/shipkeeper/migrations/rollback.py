@@ -173,7 +173,7 @@ class RollBack:
             parameters = record.cursor
         source = (
             f"SELECT {self._sql.selected_key('p')} AS k, {digest} AS digest "
-            f"FROM ({mapping.select(where, fenced=False)}) AS p"
+            f"FROM ({mapping.select(where, for_digest=True)}) AS p"
         )
         differs = (
             f"SELECT u.k, CASE WHEN s.k IS NULL THEN 1 ELSE 0 END FROM {self._list} AS u "

@@ -5,7 +5,7 @@ from typing import Final
 
 from shipkeeper.resources.migrationmapping import JsonType, TimestampFromText
 
-from .catalog import Column
+from .catalog import Column, Family
 from .dialect import SqlValue, identifier, literal
 from .errors import MigrationError
 from .sqlite_functions import TRUE_WORDS
@@ -85,6 +85,10 @@ class SqliteDialect:
     def json_object(self, members: Sequence[tuple[str, SqlValue]], target: Column) -> SqlValue:
         """Return the object as JSON text."""
         return f"json_object({', '.join(f'{literal(name)}, {value}' for name, value in members)})"
+
+    def json_object_digested(self, members: Sequence[tuple[str, SqlValue, Family]], target: Column) -> SqlValue | None:
+        """Return None: json_object gives text."""
+        return None
 
     def json_field(self, expression: SqlValue, field: str, column: Column) -> SqlValue:
         """Return the text of the field; null where the text is no JSON."""

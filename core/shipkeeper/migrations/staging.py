@@ -42,6 +42,7 @@ def staged_mapping(mapping: CompiledMapping) -> CompiledMapping:
         key=mapping.key,
         columns=mapping.columns,
         outputs=mapping.outputs,
+        digested=mapping.digested,
         inner=(*mapping.inner, ("misfit", _misfit())),
         joins=mapping.joins,
         problems=mapping.problems,

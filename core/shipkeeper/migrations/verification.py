@@ -133,7 +133,7 @@ class Verifier:
     async def _target(self, record: StepRecord, bounds: tuple[str, ...]) -> Side:
         return await self._grouped(self._target_rows(record, bounds))
 
-    async def _is_same_as_a_whole(self, record: StepRecord, source: _Side) -> bool:
+    async def _is_same_as_a_whole(self, record: StepRecord, source: Side) -> bool:
         """Whether the rows with the identity's plain constants are, counted and digested together, the source's.
 
         False where that cannot be told without the rows' keys.
@@ -172,7 +172,7 @@ class Verifier:
         digest = self._dialect.digest([f"p.c{index}" for index in range(len(mapping.columns))], mapping.columns)
         key = self._dialect.joined_key([f"p.k{index}" for index in range(len(mapping.key))])
         number = self.range_of("p.k0", bounds)
-        rows = mapping.select(conditions, fenced=False)
+        rows = mapping.select(conditions, for_digest=True)
         return f"SELECT {key} AS k, {number} AS range_number, {digest} AS digest FROM ({rows}) AS p"
 
     def _target_rows(self, record: StepRecord, bounds: tuple[str, ...]) -> str:
