@@ -195,7 +195,7 @@ async def measure(rows: int, rounds: int) -> Results:
     with running_postgres(settings=_SETTINGS) as postgres:
         url = await postgres.create_database("app")
         connection = await postgres.connect("app")
-        version = ".".join(map(str, connection.get_server_version()[:2]))
+        version = (await connection.fetchval("SHOW server_version")).split()[0]
         machine = this_machine(("asyncpg", "sqlalchemy"), {"PostgreSQL": version})
         print(f"{machine.text}\nMeasuring {rows:,} rows, {rounds} rounds ...", flush=True)
         await connection.execute(POSTGRESQL_SCHEMA)
