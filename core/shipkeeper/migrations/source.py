@@ -121,6 +121,7 @@ def original_statements(step: Consolidate, table: Table, dialect: Dialect) -> Co
         key=tuple(table.column(name, used_by="consolidate.key") for name in step.key),
         columns=(),
         outputs=(),
+        digested=(),
         inner=(),
         joins=(),
         problems=(),
