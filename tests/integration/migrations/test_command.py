@@ -121,3 +121,13 @@ def _changed(folder: Path, **spec: Any) -> str:
     file = folder / "changed.yaml"
     file.write_text(yaml.safe_dump(manifest))
     return str(file)
+
+
+async def test_the_url_of_another_source_is_asked_for(tmp_path: Path, postgres: Any) -> None:
+    document = yaml.safe_load(SAMPLE.read_text())
+    document["spec"]["source"] = {"urlFrom": {"name": "old", "key": "url"}}
+    file = tmp_path / "source.yaml"
+    file.write_text(yaml.safe_dump(document))
+    answer = await shipkeeper("migrate", "run", "-f", str(file), url=postgres.url())
+    assert answer.returncode == 65
+    assert "SOURCE_DATABASE_URL" in answer.stderr
