@@ -174,9 +174,9 @@ class CuttingProxy:
 
 @pytest.mark.parametrize("cut", ["before", "after"])
 async def test_connection_cut_in_the_middle_of_commit(postgres: Any, postgresql: Any, cut: Any) -> None:
-    legacy = generate(rows=8_000, seed=13)
+    legacy = generate(rows=20_000, seed=13)
     await postgresql.load(legacy)
-    proxy = CuttingProxy(postgres.port, cut=cut, commits=frozenset(range(15, 400, 15)))
+    proxy = CuttingProxy(postgres.port, cut=cut, commits=frozenset(range(30, 900, 30)))
     async with proxy.serve() as port:
         url = postgresql.url.replace(f":{postgres.port}/", f":{port}/")
         phase, _ = await migrate(url, sample_spec(steps=sample_spec().to_wire()["steps"][1:], batch=BATCH))
