@@ -21,7 +21,7 @@ demo: $(VENV)/.ready ## The main job from nothing: a cluster, the operator, the 
 	PYTHONPATH=hack:hack/localcluster $(BIN)/python -m demo
 
 test: $(VENV)/.ready programs verify lint type ## All checks and tests, with coverage; installs what they need.
-	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --ignore=tests/e2e --numprocesses auto --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest tests --ignore=tests/benchmarks --ignore=tests/e2e --numprocesses auto --dist loadfile --durations 20 --cov --cov-report=term
 	$(BIN)/python -m pytest tests/e2e
 
 ##@ Develop

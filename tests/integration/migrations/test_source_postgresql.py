@@ -32,7 +32,7 @@ from support.postgres_server import running_postgres
 
 pytestmark = pytest.mark.integration
 
-KILLS = int(os.environ.get("SHIPKEEPER_SOURCE_KILLS", "20"))
+KILLS = int(os.environ.get("SHIPKEEPER_KILLS", "8"))
 _NUMBERS = itertools.count(1)
 
 

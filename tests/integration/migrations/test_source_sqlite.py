@@ -35,7 +35,7 @@ from support.migration_sources import (
 
 pytestmark = pytest.mark.integration
 
-KILLS = int(os.environ.get("SHIPKEEPER_SOURCE_KILLS", "20"))
+KILLS = int(os.environ.get("SHIPKEEPER_KILLS", "8"))
 
 
 def spec_of(**changes: Any) -> MigrationJobSpec:
