@@ -285,6 +285,8 @@ class AsyncStore:
             await connection.send_packed_command(packed, check_health=False)
             return await read(connection)
         finally:
+            if self._sentinels and (connection.host, connection.port) != pool.master_address:
+                await connection.disconnect()  # it was in use when the sentinels' word came
             await pool.release(connection)
 
     async def primaries(self) -> tuple["Primary", ...]:

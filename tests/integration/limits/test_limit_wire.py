@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
-def run(command: list[str], folder: Path, *, seconds: int = 300) -> str:
+def run(command: list[str], folder: Path, *, seconds: int = 900) -> str:
     finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=seconds)
     assert finished.returncode == 0, finished.stderr[-2000:]
     return finished.stdout.strip()
