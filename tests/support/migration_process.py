@@ -4,12 +4,15 @@ The URL comes from DATABASE_URL, that of another source from SOURCE_DATABASE_URL
 """
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,26 @@ def start_worker(url: str, spec: MigrationJobSpec, folder: Path) -> "subprocess.
     environment = os.environ | {"DATABASE_URL": url, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "support.migration_process", str(file)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+async def killed_at_random(
+    start: "Callable[[], subprocess.Popen[str]]", *, times: int, chance: random.Random, longest: float
+) -> int:
+    """Start a worker after another and kill each at a random moment, `longest` seconds after its start at the latest.
+
+    Return how often one was killed: fewer times when one came to the end before. Raises AssertionError if it failed.
+    """
+    for kills in range(times):
+        worker = start()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # Most of a second goes by before it connects; a copy takes about three.
+            await asyncio.to_thread(worker.wait, chance.uniform(0.8, longest))
+        if worker.poll() is not None:
+            assert worker.returncode == 0, worker.communicate()[1]
+            return kills
+        worker.kill()
+        worker.communicate()
+    return times
 
 
 async def killed_in_the_middle(

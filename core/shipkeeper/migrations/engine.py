@@ -783,13 +783,7 @@ class _Run:
     async def _proven(self, copied: Step, retire: Retire) -> StepRecord:
         """Return the ledger's entry of a consolidation whose content was proven equal, and not disproven since."""
         entry = await self._ledger.step(copied.name)
-        found = entry.verification if entry is not None else None
-        if (
-            entry is None
-            or not entry.done
-            or found is None
-            or StepVerification.model_validate_json(found).result != "Equal"
-        ):
+        if entry is None or not entry.is_proven:
             raise MigrationError(
                 "NotVerified", f"{retire.table} is retired only after {copied.name} is verified", retry="Never"
             )

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from shipkeeper.resources.migrationjob import Locks
-from shipkeeper.resources.migrationjob_status import StepVerification
 from shipkeeper.resources.migrationsteps import Sql, Step
 from shipkeeper.resources.schedule import milliseconds
 
@@ -138,13 +137,7 @@ def require_verified(name: str, before: tuple[Step, ...], records: Mapping[str, 
         if step.consolidate is None and step.backfill is None:
             continue
         record = records.get(step.name)
-        found = record.verification if record is not None else None
-        if (
-            record is None
-            or not record.done
-            or found is None
-            or StepVerification.model_validate_json(found).result != "Equal"
-        ):
+        if record is None or not record.is_proven:
             raise MigrationError(
                 "NotVerified", f"step {name} may lose data: it runs only after {step.name} is verified", retry="Never"
             )

@@ -16,6 +16,8 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.schema import CreateTable
 
+from shipkeeper.resources.migrationjob_status import StepVerification
+
 from .database import Session
 from .errors import MigrationError
 
@@ -102,6 +104,12 @@ class StepRecord:
     verification: str | None
     started_at: datetime
     finished_at: datetime | None
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the step is done and its last verification found no difference."""
+        found = self.verification
+        return self.done and found is not None and StepVerification.model_validate_json(found).result == "Equal"
 
     @property
     def rows_done(self) -> int:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import random
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from support.birthday_data import expect, generate
 from support.migration_databases import expected_multiset, migrate, sample_spec
-from support.migration_process import start_worker
+from support.migration_process import killed_at_random, start_worker
 from support.postgres_server import running_postgres
 
 pytestmark = pytest.mark.integration
@@ -38,19 +37,9 @@ async def test_sigkill_at_random_points(postgresql: Any, tmp_path: Path) -> None
     legacy = generate(rows=4_000 * KILLS, seed=11)
     await postgresql.load(legacy)
     spec = sample_spec(batch=BATCH, rejects={"max": 1_000_000})
-    chance = random.Random(42)
-    kills = 0
-    while kills < KILLS:
-        worker = start_worker(postgresql.url, spec, tmp_path)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            # Most of a second goes by before it connects; the copy takes about three.
-            await asyncio.to_thread(worker.wait, chance.uniform(0.8, 1.6))
-        if worker.poll() is not None:
-            assert worker.returncode == 0, worker.communicate()[1]
-            break
-        worker.kill()
-        worker.communicate()
-        kills += 1
+    kills = await killed_at_random(
+        lambda: start_worker(postgresql.url, spec, tmp_path), times=KILLS, chance=random.Random(42), longest=1.6
+    )
     assert kills > KILLS // 4
     phase, _ = await migrate(postgresql.url, spec)
     assert phase == "Complete"

@@ -1,12 +1,10 @@
 """Another PostgreSQL as the source: the same result as from a table of the target, and as safe."""
 
 import asyncio
-import contextlib
 import itertools
 import json
 import os
 import random
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from shipkeeper.migrations.errors import MigrationError
 from shipkeeper.resources.migrationjob import MigrationJobSpec
 from support.birthday_data import POSTGRESQL_SCHEMA, Legacy, expect, generate
 from support.migration_databases import load_postgresql, migrate, sample_spec
+from support.migration_process import killed_at_random
 from support.migration_sources import (
     BATCH,
     POSTGRESQL,
@@ -91,18 +90,12 @@ async def test_sigkill_at_random_points(postgresql: Any, old: Old, tmp_path: Pat
     await old.load(legacy)
     await load_contacts(postgresql, legacy)
     spec = spec_of(batch=BATCH, rejects={"max": 1_000_000})
-    chance = random.Random(102)
-    kills = 0
-    while kills < KILLS:
-        worker = start_worker(postgresql.url, old.url, spec, tmp_path)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(worker.wait, chance.uniform(0.8, 1.8))
-        if worker.poll() is not None:
-            assert worker.returncode == 0, worker.communicate()[1]
-            break
-        worker.kill()
-        worker.communicate()
-        kills += 1
+    kills = await killed_at_random(
+        lambda: start_worker(postgresql.url, old.url, spec, tmp_path),
+        times=KILLS,
+        chance=random.Random(102),
+        longest=1.8,
+    )
     assert kills > KILLS // 4
     phase, _ = await migrate(postgresql.url, spec, source_url=old.url)
     assert phase == "Complete"

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import sqlite3
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from decimal import Decimal
@@ -23,6 +22,7 @@ from shipkeeper.migrations.source_sqlite import SqliteSource
 from shipkeeper.resources.migrationjob import MigrationJobSpec
 from support.birthday_data import Legacy, expect, generate
 from support.migration_databases import NAME, Recorder, expected_multiset, migrate, sample_spec
+from support.migration_process import killed_at_random
 from support.migration_sources import (
     BATCH,
     SQLITE,
@@ -88,18 +88,12 @@ async def test_sigkill_at_random_points(postgresql: Any, sqlite: Any, tmp_path: 
     legacy = generate(rows=1_500 * KILLS, seed=83)
     await load(postgresql, sqlite, legacy)
     spec = spec_of(batch=BATCH, rejects={"max": 1_000_000})
-    chance = random.Random(83)
-    kills = 0
-    while kills < KILLS:
-        worker = start_worker(postgresql.url, sqlite.url, spec, tmp_path)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(worker.wait, chance.uniform(0.8, 1.8))
-        if worker.poll() is not None:
-            assert worker.returncode == 0, worker.communicate()[1]
-            break
-        worker.kill()
-        worker.communicate()
-        kills += 1
+    kills = await killed_at_random(
+        lambda: start_worker(postgresql.url, sqlite.url, spec, tmp_path),
+        times=KILLS,
+        chance=random.Random(83),
+        longest=1.8,
+    )
     assert kills > KILLS // 4
     phase, _ = await migrate(postgresql.url, spec, source_url=sqlite.url)
     assert phase == "Complete"
